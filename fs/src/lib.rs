@@ -1,0 +1,1 @@
+//! The primary storage of mirrorfs.

@@ -1,0 +1,12 @@
+//! The mirror log: the ordered record of every mirror storage request of one link, from the moment the
+//! primary image has it until the mirror has made it durable.
+//!
+//! This is the lowest crate of mirrorfs: it owns the words that `fs` and `net` share ([`request`], [`ids`]).
+
+pub mod ids;
+pub mod log;
+pub mod request;
+
+pub use ids::{Epoch, Generation, Incarnation, LunId, LunUuid, RegionNo, Sequence, REGION_BYTES};
+pub use log::MirrorLog;
+pub use request::{Body, MirrorRequest, Origin};

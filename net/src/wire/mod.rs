@@ -1,0 +1,96 @@
+//! Messages of the data connections, and their bytes. The format is in `PROTOCOL.md`.
+
+use crate::store::{LunHello, StoreRefusal};
+use mirrorfs_journal::log::PeerLun;
+use mirrorfs_journal::{Epoch, MirrorRequest, Sequence};
+use serde::{Deserialize, Serialize};
+
+/// Protocol version of this build; the greeting's shape never changes.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Id of one session: random, carried by all its connections and heartbeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct SessionId(pub u128);
+
+/// First transport message of each connection, from the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// The primary's protocol version.
+    pub version: u32,
+    /// The session this connection belongs to.
+    pub session: SessionId,
+    /// Index i of this connection.
+    pub index: u16,
+    /// Number n of connections.
+    pub count: u16,
+    /// Name of the primary's node, `[A-Za-z0-9._-]{1,64}`, not starting with a dot.
+    pub node: String,
+    /// Boot id of the primary's heartbeats, which ties them to this session.
+    pub boot_id: u64,
+    /// The LUNs; position = `LunId`. Present on connection 0 only.
+    pub luns: Vec<LunHello>,
+}
+
+/// The peer's answer to a greeting (on connection 0 after the images are open; on the others once connection 0 was accepted).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Welcome {
+    /// Go on. LUN states are given on connection 0 only.
+    Accepted {
+        /// The peer's protocol version.
+        version: u32,
+        /// What each LUN's label says.
+        luns: Vec<PeerLun>,
+    },
+    /// The versions can't work together.
+    Version {
+        /// The peer's version.
+        version: u32,
+    },
+    /// The greeting can't be honoured: i ≥ n, a second i, another n, bad node name.
+    Invalid(String),
+    /// A LUN was refused.
+    Refused(StoreRefusal),
+}
+
+/// After the welcomes, on connection 0: how the session starts (from `SessionStart`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    /// LUNs (by id) whose first epoch is gathered in memory before it is applied.
+    pub gather: Vec<u16>,
+}
+
+/// Result of one mirror storage request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Stored (applied; not yet durable).
+    Stored,
+    /// `Check`: the hash is the same.
+    Equal,
+    /// `Check`: it differs.
+    Different,
+    /// Not stored: nothing later will be applied, the session ends.
+    Failed {
+        /// The system's error number, 0 if there is none.
+        errno: i32,
+        /// In words.
+        message: String,
+    },
+}
+
+/// From the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// Answer to the request with this number.
+    Request(Sequence, Outcome),
+    /// All epochs up to this one are durable (sent once, on the connection that learnt it first, connection 0 by rule).
+    Durable(Epoch),
+}
+
+/// From the primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A record of the log.
+    Request(std::sync::Arc<MirrorRequest>),
+    /// A clean end: the peer closes its images.
+    Goodbye,
+}

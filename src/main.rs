@@ -1,0 +1,2 @@
+//! mirrorfs: live mirroring of a directory to a second machine, in user space.
+fn main() {}
