@@ -1,0 +1,4 @@
+//! The ext4 file system in an image.
+
+pub mod error;
+pub mod types;
