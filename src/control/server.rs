@@ -1,0 +1,107 @@
+//! The serving end of the control socket.
+
+use super::{Reply, Request, SOCKET, short_path};
+use crate::exit_code::{CliError, Context, ExitCode};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Longest request.
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+/// Requests served at once: a `sync` may wait long, and must not keep `status` from being answered.
+const REQUESTS_MAX: usize = 64;
+
+/// What answers the requests. Called from threads of the server.
+pub(crate) trait Handler: Send + Sync + 'static {
+    /// Answers one request; may take its time.
+    fn handle(&self, request: Request) -> Result<Reply, CliError>;
+}
+
+/// A listening control socket; removed when dropped.
+pub(crate) struct Server {
+    path: PathBuf,
+    dir: std::fs::File,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens in `dir`, replacing the socket of a dead process. The caller holds the directory's lock.
+    pub(crate) fn start(dir: &Path, handler: Arc<dyn Handler>) -> Result<Self, CliError> {
+        let path = dir.join(SOCKET);
+        let context = || format!("cannot listen on {}", path.display());
+        let handle = std::fs::File::open(dir).context(context)?;
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(short_path(&handle)).context(context)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).context(context)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stop_seen = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || serve(&listener, &handler, &stop_seen))
+            .context(context)?;
+        Ok(Self { path, dir: handle, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Wakes the accept.
+        let _ = UnixStream::connect(short_path(&self.dir));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Takes connections until told to stop; each request has a thread of its own.
+fn serve(listener: &UnixListener, handler: &Arc<dyn Handler>, stop: &AtomicBool) {
+    let running = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        let Ok(stream) = stream else {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        };
+        if running.fetch_add(1, Ordering::AcqRel) >= REQUESTS_MAX {
+            running.fetch_sub(1, Ordering::AcqRel);
+            continue;
+        }
+        let (handler, counted) = (handler.clone(), running.clone());
+        let spawned = std::thread::Builder::new().name("control-request".into()).spawn(move || {
+            answer(stream, handler.as_ref());
+            counted.fetch_sub(1, Ordering::AcqRel);
+        });
+        if let Err(error) = spawned {
+            running.fetch_sub(1, Ordering::AcqRel);
+            log::warn!("control socket: cannot start a thread: {error}");
+        }
+    }
+}
+
+fn answer(mut stream: UnixStream, handler: &dyn Handler) {
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    let _ = stream.set_write_timeout(Some(Duration::from_secs(30)));
+    let mut line = Vec::new();
+    let read = BufReader::new((&stream).take(REQUEST_BYTES_MAX)).read_until(b'\n', &mut line);
+    if read.is_err() || line.is_empty() {
+        return;
+    }
+    let reply = match serde_json::from_slice::<Request>(&line) {
+        Ok(request) => handler.handle(request),
+        Err(error) => Err(CliError::new(ExitCode::Usage, format!("unknown request: {error}"))),
+    };
+    let reply = reply.unwrap_or_else(|error| Reply::Error { code: error.code as i32, message: error.to_string() });
+    if let Ok(bytes) = serde_json::to_vec(&reply) {
+        let _ = stream.write_all(&bytes);
+    }
+}
