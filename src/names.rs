@@ -2,7 +2,7 @@
 
 use mirrorfs_fs::ext4::attr::FileKind;
 use mirrorfs_fs::ext4::types::InodeNo;
-use mirrorfs_fs::ext4::{Ext4, Options};
+use mirrorfs_fs::ext4::{Ext4, Layout, Options};
 use mirrorfs_fs::image::{Lun, OverlayBacking};
 use mirrorfs_journal::{Body, MirrorRequest, Origin};
 use std::collections::{HashMap, HashSet};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// Looks names up in the file systems of some LUNs; index = `LunId`.
 pub(crate) struct Namer {
-    file_systems: Vec<Option<Arc<Ext4>>>,
+    file_systems: Vec<Option<(Arc<Ext4>, Option<Layout>)>>,
     names: HashMap<(u16, u32), String>,
     /// LUN names are put before paths when there is more than one.
     prefixes: Vec<String>,
@@ -22,7 +22,7 @@ impl Namer {
     pub(crate) fn of_mounted(luns: Vec<(String, Arc<Ext4>)>) -> Self {
         let several = luns.len() > 1;
         let prefixes = luns.iter().map(|(name, _)| if several { format!("/{name}") } else { String::new() }).collect();
-        let file_systems = luns.into_iter().map(|(_, fs)| Some(fs)).collect();
+        let file_systems = luns.into_iter().map(|(_, fs)| Some(with_layout(fs))).collect();
         Self { file_systems, names: HashMap::new(), prefixes }
     }
 
@@ -31,7 +31,8 @@ impl Namer {
     pub(crate) fn of_images(dir: &Path, luns: &[String]) -> Self {
         let open = |name: &String| {
             let backing = OverlayBacking::open(&dir.join(format!("{name}.img"))).ok()?;
-            Ext4::open(Lun::new(Arc::new(backing), None), Options { read_only: true, ..Options::default() }).ok()
+            let options = Options { read_only: true, ..Options::default() };
+            Ext4::open(Lun::new(Arc::new(backing), None), options).ok().map(with_layout)
         };
         let several = luns.len() > 1;
         Self {
@@ -50,7 +51,7 @@ impl Namer {
             }
         }
         for (lun, inodes) in wanted {
-            let Some(Some(fs)) = self.file_systems.get(usize::from(lun)) else { continue };
+            let Some(Some((fs, _))) = self.file_systems.get(usize::from(lun)) else { continue };
             let prefix = &self.prefixes[usize::from(lun)];
             walk(fs, inodes, |ino, path| {
                 self.names.insert((lun, ino), format!("{prefix}{path}"));
@@ -69,11 +70,17 @@ impl Namer {
             (_, Origin::Resync) => "resync".into(),
             (_, Origin::Metadata) => {
                 let fs = self.file_systems.get(usize::from(record.lun.0)).and_then(Option::as_ref);
-                let what = fs.zip(record.range()).map(|(fs, (offset, length))| fs.describe(offset, length));
+                let layout = fs.and_then(|(_, layout)| layout.as_ref());
+                let what = layout.zip(record.range()).map(|(layout, (offset, length))| layout.describe(offset, length));
                 format!("metadata: {}", what.unwrap_or_else(|| "changed".into()))
             }
         }
     }
+}
+
+fn with_layout(fs: Arc<Ext4>) -> (Arc<Ext4>, Option<Layout>) {
+    let layout = fs.layout().ok();
+    (fs, layout)
 }
 
 /// Walks the tree until all of `wanted` are found; each is named once.

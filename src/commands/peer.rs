@@ -17,6 +17,9 @@ pub(super) fn peer(arguments: &PeerArgs) -> Result<ExitCode, CliError> {
     let security = key::security(arguments.link.key.as_deref(), arguments.link.insecure, &listen.to_string())?;
     make_private(&arguments.dir)?;
     let dir = arguments.dir.canonicalize().context(|| format!("cannot use {}", arguments.dir.display()))?;
+    if crate::control::connect(&dir)?.is_some() {
+        return Err(CliError::new(ExitCode::Busy, format!("another process serves the mirrors in {}", dir.display())));
+    }
     let config = PeerConfig { listen, security, times: (&arguments.link).into() };
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "cannot watch for signals".into())?;
