@@ -68,7 +68,7 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Label, ImageError>
     // RFC 4122, version 4, as other tools expect of ext4's.
     (uuid[6], uuid[8]) = (uuid[6] & 0x0F | 0x40, uuid[8] & 0x3F | 0x80);
     let uuid = LunUuid(uuid);
-    mke2fs(&draft.path, size_bytes, uuid)?;
+    mke2fs(&draft.path, size_bytes, uuid, &search_path())?;
     let file = Arc::new(draft.file.try_clone().map_err(io("open"))?);
     reserve_metadata(&file, &draft.path)?;
     let mut label = Label::new_primary(uuid, options.name.clone(), size_bytes).map_err(io("name"))?;
@@ -79,14 +79,18 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<Label, ImageError>
     Ok(label)
 }
 
-fn mke2fs(path: &Path, size_bytes: u64, uuid: LunUuid) -> Result<(), ImageError> {
+/// PATH, then where mke2fs usually is.
+fn search_path() -> String {
+    match std::env::var("PATH") {
+        Ok(path) if !path.is_empty() => format!("{path}:{SYSTEM_PATH}"),
+        _ => SYSTEM_PATH.to_owned(),
+    }
+}
+
+fn mke2fs(path: &Path, size_bytes: u64, uuid: LunUuid, search: &str) -> Result<(), ImageError> {
     // SAFETY: these calls take nothing and always succeed.
     let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
     let extended = format!("lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner={user}:{group}");
-    let search = match std::env::var("PATH") {
-        Ok(path) if !path.is_empty() => format!("{path}:{SYSTEM_PATH}"),
-        _ => SYSTEM_PATH.to_owned(),
-    };
     // A name that starts with a dash is no option.
     let path_argument = if path.is_absolute() { path.to_owned() } else { Path::new(".").join(path) };
     let mut command = Command::new("mke2fs");
@@ -128,4 +132,32 @@ fn reserve_metadata(file: &Arc<std::fs::File>, path: &Path) -> Result<(), ImageE
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_missing_mke2fs_names_its_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.img");
+        let error = mke2fs(&path, 64 << 20, LunUuid([1; 16]), dir.path().to_str().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("apt install e2fsprogs"), "{error}");
+    }
+
+    #[test]
+    fn what_a_failing_mke2fs_says_is_passed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let tool = dir.path().join("mke2fs");
+        fs::write(&tool, "#!/bin/sh\necho no such luck >&2\nexit 3\n").unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        let search = format!("{}:/bin", dir.path().display());
+        let path = dir.path().join("data.img");
+        let error = mke2fs(&path, 64 << 20, LunUuid([1; 16]), &search).unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("no such luck"), "{error}");
+    }
 }

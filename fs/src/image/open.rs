@@ -8,7 +8,8 @@ use super::lock;
 use super::publish::Draft;
 use super::slot::{LabelSlot, offset_for};
 use super::superblock::Superblock;
-use mirrorfs_journal::{Epoch, Generation, LunUuid};
+use mirrorfs_journal::log::LogLun;
+use mirrorfs_journal::{Epoch, Generation, LunId, LunUuid};
 use parking_lot::Mutex;
 use std::fs::{File, Metadata};
 use std::io;
@@ -228,6 +229,22 @@ impl Image {
     #[must_use]
     pub fn found(&self) -> Found {
         self.found
+    }
+
+    /// What the mirror log must know of this image, as its LUN number `id`.
+    #[must_use]
+    pub fn log_lun(&self, id: LunId) -> LogLun {
+        let label = self.label();
+        LogLun {
+            id,
+            uuid: label.uuid,
+            generation: label.generations.current().unwrap_or_default(),
+            name: label.name,
+            size_bytes: label.size_bytes,
+            durable_epoch: label.durable_epoch,
+            clean: self.found.clean,
+            all_regions: label.all_regions,
+        }
     }
 
     /// Changes the label and syncs the file (for state, role and generations).

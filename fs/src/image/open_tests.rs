@@ -166,7 +166,7 @@ fn an_image_without_a_label_is_adopted() {
     let dir = dir();
     let path = dir.path().join("stock.img");
     File::create(&path).unwrap().set_len(20 * MIB + 1024).unwrap();
-    assert!(tool("mke2fs", &["-Fq", "-t", "ext4", "-b", "1024", path.to_str().unwrap()]).0);
+    assert!(tool("mke2fs", &["-Fq", "-t", "ext4", "-b", "1024", path.to_str().unwrap(), "20481"]).0);
     let image = open_primary(&path);
     assert_eq!(image.found(), Found { adopted: true, ..Found::default() });
     let label = image.label();
