@@ -49,7 +49,7 @@ fn a_request_that_is_not_made_of_whole_sectors_inside_the_file_system_changes_no
 
 use super::super::backing::FileBacking;
 use super::super::fault::{FaultBacking, Faults, Operation};
-use mirrorfs_journal::log::{LogConfig, LogLun};
+use mirrorfs_journal::log::{LogConfig, LogLun, Next, PeerLun};
 use mirrorfs_journal::{Generation, Incarnation, LunUuid, MirrorRequest};
 use tempfile::TempDir;
 
@@ -256,6 +256,9 @@ fn a_region_is_resynced_as_data_and_holes() {
     backing.write_at(REGION_BYTES + 65_536, &vec![3; 300 << 10]).unwrap();
     backing.write_at(4 * REGION_BYTES + 4096, &[4; 4096]).unwrap();
     let Mirrored { log, lun, .. } = mirrored_over(backing);
+    // Resync entries live in a session only.
+    let peer = PeerLun { id: ID, durable_epoch: Epoch(0), resyncing: false, created: false };
+    log.begin_session(&[peer]).unwrap();
     let ranges = || {
         let ranges = changes(&log).into_iter().map(|request| {
             assert_eq!(request.origin, Origin::Resync);
@@ -280,4 +283,39 @@ fn a_region_is_resynced_as_data_and_holes() {
     let mut image = vec![0; SIZE as usize];
     lun.read(0, &mut image).unwrap();
     assert_eq!(replay(&log), image);
+}
+
+#[test]
+fn a_new_mirror_gets_all_data_through_the_log_and_the_lun_goes_when_it_is_dropped() {
+    let memory = Arc::new(MemoryBacking::new(SIZE));
+    memory.write_at(REGION_BYTES - 4096, &[3; 8192]).unwrap();
+    memory.write_at(SIZE - 4096, &[4; 4096]).unwrap();
+    let Mirrored { log, lun, _dir, .. } = mirrored_over(memory.clone());
+    log.set_region_source(ID, lun.region_source());
+    let peer = PeerLun { id: ID, durable_epoch: Epoch(0), resyncing: true, created: true };
+    log.begin_session(&[peer]).unwrap();
+    lun.write(2 * REGION_BYTES, Bytes::from(vec![5; 4096]), Origin::File(12)).unwrap();
+    let mut mirror = vec![0; SIZE as usize];
+    loop {
+        match log.next(std::time::Duration::from_secs(20)) {
+            Next::Request(request) => match &request.body {
+                Body::Write { offset, payload, .. } => {
+                    mirror[*offset as usize..*offset as usize + payload.len()].copy_from_slice(payload);
+                }
+                Body::Discard { offset, length } => {
+                    mirror[*offset as usize..(offset + length) as usize].fill(0)
+                }
+                Body::Barrier { .. } => log.durable(request.epoch),
+                Body::ResyncEnd => break,
+                Body::ResyncBegin { .. } => {}
+                Body::Check { .. } => panic!("{request:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(mirror, memory.to_bytes());
+    let gone = Arc::downgrade(&lun);
+    log.close();
+    drop(lun);
+    assert!(gone.upgrade().is_none(), "the log does not keep the image locked");
 }

@@ -334,6 +334,33 @@ fn a_mirror_follows_the_size_and_what_it_gains_is_zeros() {
 }
 
 #[test]
+fn an_interrupted_change_of_size_is_taken_up_again() {
+    let dir = dir();
+    let path = dir.path().join("data.img");
+    drop(Image::create_mirror(&path, "data", LunUuid([5; 16]), 20 * MIB).unwrap());
+    let file = Arc::new(File::options().read(true).write(true).open(&path).unwrap());
+    let slot = LabelSlot::find(&file, &path).unwrap().unwrap();
+    // Grown: the pair is behind the new end, with the old size; the old pair is still there.
+    drop(LabelSlot::append(&file, 30 * MIB, slot.serial(), slot.label().clone()).unwrap());
+    let mut image = Image::open(&path, &options(Role::Mirror)).unwrap();
+    assert_eq!(image.size_bytes(), 20 * MIB);
+    image.resize_mirror(30 * MIB).unwrap();
+    let mut gained = vec![1; 10 * MIB as usize];
+    image.backing().read_at(20 * MIB, &mut gained).unwrap();
+    assert!(gained.iter().all(|byte| *byte == 0));
+    assert_eq!(read_label(&path).unwrap().unwrap().size_bytes, 30 * MIB);
+    drop(image);
+    // Shrunk: the pair is behind the new end, with the new size; the file is not yet cut.
+    let slot = LabelSlot::find(&file, &path).unwrap().unwrap();
+    let shrunk = Label { size_bytes: 30 * MIB - 4096, ..slot.label().clone() };
+    drop(LabelSlot::append(&file, 30 * MIB - 4096, slot.serial(), shrunk).unwrap());
+    let mut image = Image::open(&path, &options(Role::Mirror)).unwrap();
+    image.resize_mirror(30 * MIB - 4096).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 30 * MIB - 4096 + LABEL_BYTES);
+    assert_eq!(read_label(&path).unwrap().unwrap().size_bytes, 30 * MIB - 4096);
+}
+
+#[test]
 fn a_mirror_that_someone_changed_after_its_clean_close_is_known() {
     let dir = dir();
     let path = make(&dir);
