@@ -127,12 +127,12 @@ impl Mirror {
         latch.check()?;
         if let Err(error) = change() {
             std::mem::forget(hold);
-            let (offset, length) = match &body {
-                Body::Write { offset, payload, .. } => (*offset, payload.len() as u64),
-                Body::Discard { offset, length } | Body::Check { offset, length, .. } => (*offset, *length),
-                Body::Barrier { .. } | Body::ResyncBegin { .. } | Body::ResyncEnd => (0, 0),
+            let (action, offset, length) = match &body {
+                Body::Write { offset, payload, .. } => ("write", *offset, payload.len() as u64),
+                Body::Discard { offset, length } => ("discard", *offset, *length),
+                _ => ("request", 0, 0),
             };
-            return Err(latch.close("write", offset, length, error));
+            return Err(latch.close(action, offset, length, error));
         }
         Ok(self.log.append(self.id, origin, body))
     }
