@@ -14,8 +14,9 @@ fn dir() -> TempDir {
     tempfile::Builder::new().tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
+/// With patience: a child that another test has forked and that has not yet reached its exec holds our locks too.
 fn options(role: Role) -> OpenOptions {
-    OpenOptions { role, name: "data".into(), lock_wait: Duration::ZERO }
+    OpenOptions { role, name: "data".into(), lock_wait: Duration::from_secs(20) }
 }
 
 fn make(dir: &TempDir) -> PathBuf {
@@ -231,13 +232,46 @@ fn a_second_open_is_refused_with_the_holder_and_the_lock_lives_as_long_as_the_ba
     let dir = dir();
     let path = make(&dir);
     let image = open_primary(&path);
-    let text = refused(&path, Role::Primary).to_string();
+    let at_once = OpenOptions { lock_wait: Duration::ZERO, ..options(Role::Primary) };
+    let text = Image::open(&path, &at_once).map(|_| ()).unwrap_err().to_string();
     assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
     let backing = image.backing();
     image.close_clean(None).unwrap();
-    assert!(matches!(refused(&path, Role::Primary), ImageError::Locked { .. }));
+    assert!(matches!(Image::open(&path, &at_once), Err(ImageError::Locked { .. })));
     drop(backing);
     open_primary(&path);
+}
+
+struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None` where loop devices can't be attached (not root, a container without them).
+    fn attach(path: &Path, arguments: &[&str]) -> Option<Self> {
+        let all = [&["-f", "--show"], arguments, &[path.to_str()?]].concat();
+        let output = Command::new("/usr/sbin/losetup").args(all).output().ok()?;
+        output.status.success().then(|| Self(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("/usr/sbin/losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn an_image_on_a_writable_loop_device_is_refused_by_the_device() {
+    let dir = dir();
+    let path = make(&dir);
+    let Some(device) = LoopDevice::attach(&path, &["-r"]) else {
+        eprintln!("no loop devices here: not tested");
+        return;
+    };
+    drop(open_primary(&path));
+    drop(device);
+    let Some(device) = LoopDevice::attach(&path, &[]) else { return };
+    let text = refused(&path, Role::Primary).to_string();
+    assert!(text.contains(&format!("losetup -d {}", device.0)), "{text}");
 }
 
 #[test]
