@@ -1,1 +1,5 @@
-//! (being written)
+//! The connection array: a fixed set of connections to one peer, an element for each thread.
+
+mod array;
+
+pub use array::{Accepted, ArrayError, CONNECTIONS_MAX, ConnectionArray, SocketParameter};

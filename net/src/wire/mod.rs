@@ -1,5 +1,7 @@
 //! Messages of the data connections, and their bytes. The format is in `PROTOCOL.md`.
 
+pub mod codec;
+
 use crate::store::{LunHello, StoreRefusal};
 use mirrorfs_journal::log::PeerLun;
 use mirrorfs_journal::{Epoch, MirrorRequest, Sequence};
