@@ -161,18 +161,18 @@ impl ConnectionArray {
         self.elements.len() as u16
     }
     /// Makes all elements idle for a new session: sockets shut down and dropped, marks and timestamps gone. The threads of the
-    /// session before must have left.
+    /// session before must have left. Only afterwards may heartbeats carry the new session: old marks would close it.
     pub fn begin(&self, session: SessionId) {
         // Holding the session keeps marks of the old one from being copied in between.
         let mut current = self.session.lock();
-        self.close_all();
+        self.release_all();
         for element in &self.elements {
             element.timestamp.store(0, Ordering::Relaxed);
         }
         self.marks.store(0, Ordering::Release);
         *current = session;
     }
-    /// The session that it was last begun for; zero before the first.
+    /// The session that it was begun for; zero before the first and after [`Self::close_all`].
     #[must_use]
     pub fn session(&self) -> SessionId {
         *self.session.lock()
@@ -289,9 +289,11 @@ impl ConnectionArray {
             element.changed.notify_all();
         }
     }
-    /// Ends the session: shuts down and drops all sockets and parameters, and wakes all threads. Marks stay until `begin`.
+    /// Ends the session: shuts down and drops all sockets and parameters, and wakes all threads. Marks stay until `begin`, to be
+    /// shown and sent, but no more are taken from the other side.
     pub fn close_all(&self) {
-        (0..self.count()).for_each(|index| self.release(index));
+        *self.session.lock() = SessionId::default();
+        self.release_all();
     }
     /// Elements that are open and not marked.
     #[must_use]
@@ -321,6 +323,9 @@ impl ConnectionArray {
         (0..self.count()).map(row).collect()
     }
 
+    fn release_all(&self) {
+        (0..self.count()).for_each(|index| self.release(index));
+    }
     fn element(&self, index: u16) -> Result<&Element, ArrayError> {
         self.elements.get(usize::from(index)).ok_or(ArrayError::Index { index, count: self.count() })
     }
