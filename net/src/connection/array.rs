@@ -258,9 +258,17 @@ impl ConnectionArray {
     /// Called by the heartbeat sender thread at each tick: marks elements (not idle ones) whose timestamp is too old, and
     /// shuts their sockets down. Returns the bits marked now.
     pub fn mark_stale(&self, now: Now) -> u64 {
-        let stale =
-            (0..self.count()).filter(|&index| self.is_stale(index, now)).fold(0, |bits, i| bits | 1 << i);
-        if stale == 0 { 0 } else { self.mark(stale) }
+        let stale = || {
+            (0..self.count())
+                .filter(|&index| self.is_stale(index, now))
+                .fold(0, |bits, index| bits | 1 << index)
+        };
+        if stale() == 0 {
+            return 0;
+        }
+        // Looked at again with `begin` held off, which would make the elements fresh for another session.
+        let _session = self.session.lock();
+        self.mark(stale())
     }
     /// Copies the other side's marks, if they are of this session, and shuts those sockets down. Returns the bits marked now.
     pub fn apply_marks(&self, session: SessionId, bits: u64) -> u64 {
