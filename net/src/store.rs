@@ -36,7 +36,9 @@ pub struct MirrorLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum StoreRefusal {
     /// A mirror file of that name belongs to another image.
-    #[error("mirror file {path} belongs to LUN {found}, not {expected}; it is never overwritten: move it away or use another --node")]
+    #[error(
+        "mirror file {path} belongs to LUN {found}, not {expected}; it is never overwritten: move it away or use another --node"
+    )]
     OtherLun {
         /// The file at the peer.
         path: String,

@@ -1,4 +1,8 @@
-//! Messages of the data connections, and their bytes. The format is in `PROTOCOL.md`.
+#![doc = include_str!("../../PROTOCOL.md")]
+
+pub mod codec;
+#[cfg(test)]
+mod tests;
 
 use crate::store::{LunHello, StoreRefusal};
 use mirrorfs_journal::log::PeerLun;
