@@ -155,19 +155,7 @@ fn open_log(
     }
     let luns: Vec<LogLun> = images
         .iter()
-        .filter_map(|(entry, _, image)| {
-            let label = image.label();
-            Some(LogLun {
-                id: entry.id?,
-                uuid: label.uuid,
-                generation: label.generations.current().unwrap_or_default(),
-                name: label.name.clone(),
-                size_bytes: image.size_bytes(),
-                durable_epoch: label.durable_epoch,
-                clean: image.found().clean,
-                all_regions: label.all_regions,
-            })
-        })
+        .filter_map(|(entry, _, image)| Some(image.log_lun(entry.id?)))
         .collect();
     let incarnation = images.iter().map(|(_, _, image)| image.label().incarnation).max().unwrap_or(Incarnation(1));
     let config = LogConfig {
@@ -197,7 +185,7 @@ fn open_file_systems(
         let mirror = entry.id.zip(log.cloned());
         let lun = Lun::new(image.backing(), mirror);
         if let (Some(id), Some(log)) = (entry.id, log) {
-            log.set_region_source(id, lun.clone());
+            log.set_region_source(id, lun.region_source());
         }
         let options = Options { read_only: settings.read_only, no_atime: settings.no_atime };
         let fs = Ext4::open(lun.clone(), options).map_err(|error| {

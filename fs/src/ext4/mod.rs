@@ -17,6 +17,7 @@ mod checksum;
 mod file;
 mod group;
 mod inode;
+mod layout;
 mod mount;
 mod orphan;
 mod superblock;
@@ -27,6 +28,8 @@ use error::Result;
 use mirrorfs_journal::Epoch;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
+
+pub use layout::Layout;
 
 /// A mounted ext4 image. Shared by `Arc`.
 pub struct Ext4 {
