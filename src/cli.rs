@@ -145,9 +145,9 @@ pub(crate) struct MountArgs {
     /// Disk space for the queue; beyond it only changed regions are noted [default: a tenth of the free space, at least 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) queue_max: Option<u64>,
-    /// FUSE threads
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
-    pub(crate) threads: u16,
+    /// FUSE threads [default: as many as processors, 2 to 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub(crate) threads: Option<u16>,
     /// Stay in the foreground
     #[arg(long, short)]
     pub(crate) foreground: bool,

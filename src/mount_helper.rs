@@ -11,13 +11,13 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// Options of mount(8) that change nothing here.
-const TOLERATED: [&str; 26] = [
-    "rw", "relatime", "strictatime", "diratime", "nodiratime", "lazytime", "nolazytime", "sync", "async", "dirsync",
+const TOLERATED: [&str; 23] = [
+    "rw", "relatime", "strictatime", "diratime", "lazytime", "nolazytime", "async",
     "_netdev", "nofail", "auto", "noauto", "user", "users", "nouser", "owner", "group", "acl", "user_xattr", "defaults",
     "exec", "suid", "dev", "atime",
 ];
 /// Options of mount(8) that are handed on to `mirrorfs mount -o`.
-const HANDED_ON: [&str; 7] = ["ro", "noatime", "nosuid", "nodev", "noexec", "allow_other", "default_permissions"];
+const HANDED_ON: [&str; 10] = ["ro", "noatime", "nodiratime", "sync", "dirsync", "nosuid", "nodev", "noexec", "allow_other", "default_permissions"];
 
 /// Whether the program's name, or the shape of its arguments, is that of a mount helper.
 pub(crate) fn invoked_as_helper(arguments: &[OsString]) -> bool {

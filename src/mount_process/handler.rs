@@ -37,9 +37,8 @@ impl Handler for MountHandler {
                 Ok(Reply::Done)
             }
             Request::Remount { read_only } => {
-                for lun in &self.served.luns {
-                    lun.fs.set_read_only(read_only).context(|| format!("cannot remount {}", lun.path.display()))?;
-                }
+                let mountpoint = self.served.settings.mountpoint.display();
+                self.unmounter.remount(read_only).context(|| format!("cannot remount {mountpoint}"))?;
                 Ok(Reply::Done)
             }
         }
@@ -106,8 +105,7 @@ impl MountHandler {
         if let Some(log) = &self.served.log {
             log.set_on_outage(OnOutage::Readonly);
         }
-        self.unmounter
-            .force()
+        super::take_down(&self.unmounter)
             .context(|| format!("cannot unmount {}", self.served.settings.mountpoint.display()))?;
         Ok(Reply::Done)
     }

@@ -37,6 +37,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long an unmount waits for a live peer to have everything.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the kernel may take to write out before a mount is taken down by force.
+const WRITE_OUT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// One LUN being served.
 pub(crate) struct ServedLun {
     pub(crate) name: String,
@@ -83,7 +86,9 @@ pub(crate) fn run(settings: Settings, ready: impl FnOnce() -> Result<(), CliErro
     remember(&served.settings);
     log::info!("{} is mounted, state in {}", served.settings.mountpoint.display(), served.settings.state_dir.display());
     ready()?;
-    mounted.wait();
+    if let Err(error) = mounted.wait() {
+        log::error!("a FUSE thread ended early: {error}");
+    }
     log::info!("{} is unmounted", served.settings.mountpoint.display());
     let closed = close(&served);
     // Only now: `mirrorfs umount` waits for the socket to go.
@@ -251,8 +256,8 @@ fn mount(served: &Served) -> Result<mirrorfs_fs::fuse::Mounted, CliError> {
             Mode::Async => mirrorfs_fs::fuse::Mode::Async,
             Mode::Sync => mirrorfs_fs::fuse::Mode::Sync,
         },
-        threads: usize::from(settings.threads),
-        source: settings.source.clone(),
+        threads: settings.threads.map(usize::from),
+        source: settings.source.clone().into(),
         options: settings.mount_options.clone(),
     };
     Frontend::mount(config).map_err(|error| CliError::failure(error.to_string()))
@@ -268,13 +273,26 @@ fn unmount_on_signals(unmounter: Unmounter) -> Result<(), CliError> {
         .spawn(move || {
             for signal in signals.forever() {
                 log::info!("signal {signal}: unmounting");
-                if let Err(error) = unmounter.force() {
+                if let Err(error) = unmounter.unmount().or_else(|_| take_down(&unmounter)) {
                     log::warn!("cannot unmount: {error}");
                 }
             }
         })
         .map(drop)
         .context(|| "cannot start a thread".into())
+}
+
+/// Takes the mount down although it is in use; what the kernel still holds is written out first, if that does not hang.
+fn take_down(unmounter: &Unmounter) -> std::io::Result<()> {
+    let (done, wait) = crossbeam::channel::bounded(1);
+    let writer = unmounter.clone();
+    std::thread::Builder::new().name("write-out".into()).spawn(move || {
+        let _ = done.send(writer.write_out());
+    })?;
+    if !matches!(wait.recv_timeout(WRITE_OUT_TIMEOUT), Ok(Ok(()))) {
+        log::warn!("not all that the kernel held could be written out");
+    }
+    unmounter.force()
 }
 
 fn remember(settings: &Settings) {

@@ -28,7 +28,7 @@ pub(crate) struct Settings {
     pub(crate) times: Times,
     pub(crate) memory: u64,
     pub(crate) queue_max: Option<u64>,
-    pub(crate) threads: u16,
+    pub(crate) threads: Option<u16>,
     pub(crate) source: String,
     pub(crate) read_only: bool,
     pub(crate) no_atime: bool,
@@ -170,6 +170,9 @@ impl Options {
                 "ro" => mount.read_only = true,
                 "rw" => mount.read_only = false,
                 "noatime" => mount.no_atime = true,
+                "nodiratime" => mount.no_dir_atime = true,
+                "sync" => mount.synchronous = true,
+                "dirsync" => mount.dirsync = true,
                 "nosuid" => mount.no_suid = true,
                 "nodev" => mount.no_dev = true,
                 "noexec" => mount.no_exec = true,
@@ -177,14 +180,12 @@ impl Options {
                 "default_permissions" | "relatime" | "defaults" => {}
                 other => {
                     return Err(CliError::usage(format!(
-                        "unknown option -o {other} (known: ro, rw, noatime, nosuid, nodev, noexec, allow_other)"
+                        "unknown option -o {other} (known: ro, rw, noatime, nodiratime, sync, dirsync, nosuid, nodev, noexec, allow_other)"
                     )));
                 }
             }
         }
-        if state_dir::is_root() {
-            mount.allow_other = true;
-        }
+        mount.allow_other |= MountOptions::allow_other_by_default();
         Ok(Self { mount })
     }
 }
