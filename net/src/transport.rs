@@ -219,3 +219,9 @@ impl io::Read for Receiver {
         unimplemented!()
     }
 }
+
+impl std::os::fd::AsFd for Receiver {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
