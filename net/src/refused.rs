@@ -23,6 +23,11 @@ impl Refused {
     /// Adds one to `counter` and logs `what` unless a line came out lately.
     pub(crate) fn count(&self, counter: &AtomicU64, what: fmt::Arguments<'_>) {
         counter.fetch_add(1, Ordering::Relaxed);
+        self.note(what);
+    }
+
+    /// Logs `what` unless a line came out lately.
+    pub(crate) fn note(&self, what: fmt::Arguments<'_>) {
         let mut last = self.last_line.lock();
         if last.0.is_some_and(|at| at.elapsed() < LINE_INTERVAL) {
             last.1 += 1;

@@ -279,10 +279,6 @@ impl Session {
         }
     }
 
-    pub(super) fn is_finished(&self) -> bool {
-        self.state.lock().finished
-    }
-
     /// Thread 0: waits for the session before, then lets `open` open the images; the result is for all threads.
     pub(super) fn open_images(
         &self,
