@@ -1,13 +1,22 @@
 //! Bytes of the control messages, of the responses and of the stream of records.
 
-use super::{Begin, Greeting, Message, Response, Welcome};
-use mirrorfs_journal::MirrorRequest;
+use super::record;
+use super::{Begin, Greeting, Message, Outcome, PROTOCOL_VERSION, Response, Welcome};
+use crc32c::{crc32c, crc32c_append};
+use mirrorfs_journal::{Body, Epoch, MirrorRequest, Sequence};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{self, Read};
+use std::sync::Arc;
 
 /// Largest body of a control frame.
 pub const CONTROL_BYTES_MAX: usize = 64 * 1024;
+/// First bytes of each control frame; a record starts otherwise.
+pub const CONTROL_MAGIC: &[u8; 8] = b"mirrorfs";
+/// Bytes of a control frame before its body.
+pub const CONTROL_HEADER_BYTES: usize = 24;
+/// Bytes of a response, the message of a failed one excluded.
+pub const RESPONSE_BYTES: usize = 20;
 /// Largest message in a failed response; longer ones are cut when encoded.
 pub const FAILURE_BYTES_MAX: usize = 1024;
 
@@ -87,56 +96,217 @@ impl Control for Begin {
     const NAME: &'static str = "begin";
 }
 
+const GOODBYE: u16 = 4;
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard()
+        .with_little_endian()
+        .with_fixed_int_encoding()
+        .with_limit::<CONTROL_BYTES_MAX>()
+}
+
+fn frame(kind: u16, body: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(CONTROL_MAGIC);
+    out.extend_from_slice(&PROTOCOL_VERSION.to_le_bytes());
+    out.extend_from_slice(&kind.to_le_bytes());
+    out.extend_from_slice(&[0; 2]);
+    // The callers keep bodies below CONTROL_BYTES_MAX.
+    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    let crc = crc32c_append(crc32c(&out[start..]), body);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(body);
+}
+
 /// The whole frame of a control message.
 ///
 /// # Errors
 /// It is larger than [`CONTROL_BYTES_MAX`].
-pub fn encode_control<T: Control>(_message: &T) -> Result<Vec<u8>, WireError> {
-    unimplemented!()
+pub fn encode_control<T: Control>(message: &T) -> Result<Vec<u8>, WireError> {
+    let body = bincode::serde::encode_to_vec(message, config())
+        .map_err(|error| WireError::Content { what: T::NAME, why: error.to_string() })?;
+    bounded(T::NAME, body.len() as u64, CONTROL_BYTES_MAX as u64)?;
+    let mut out = Vec::with_capacity(CONTROL_HEADER_BYTES + body.len());
+    frame(T::KIND, &body, &mut out);
+    Ok(out)
+}
+
+fn bounded(what: &'static str, length: u64, max: u64) -> Result<(), WireError> {
+    if length > max { Err(WireError::Length { what, length, max }) } else { Ok(()) }
+}
+
+/// Little-endian integers at fixed places of a header whose length the caller has.
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// Checks the header (magic already read) and reads the body of a control frame: its kind and body.
+fn read_frame(from: &mut impl Read, expected: &'static str) -> Result<(u16, Vec<u8>), WireError> {
+    let mut header = [0; CONTROL_HEADER_BYTES];
+    header[..8].copy_from_slice(CONTROL_MAGIC);
+    // Version first: of another one nothing more is believed or waited for.
+    from.read_exact(&mut header[8..12])?;
+    let theirs = u32_at(&header, 8);
+    if theirs != PROTOCOL_VERSION {
+        return Err(WireError::Version { theirs, ours: PROTOCOL_VERSION });
+    }
+    from.read_exact(&mut header[12..])?;
+    let length = u32_at(&header, 16);
+    bounded(expected, u64::from(length), CONTROL_BYTES_MAX as u64)?;
+    if u16_at(&header, 14) != 0 {
+        return Err(WireError::Content {
+            what: expected,
+            why: "reserved bytes of its header are not zero".into(),
+        });
+    }
+    let mut body = vec![0; length as usize];
+    from.read_exact(&mut body)?;
+    let (sent, found) = (u32_at(&header, 20), crc32c_append(crc32c(&header[..20]), &body));
+    if sent != found {
+        return Err(WireError::Checksum { what: expected, expected: sent, found });
+    }
+    Ok((u16_at(&header, 12), body))
 }
 
 /// Reads one control frame, of this kind.
 ///
 /// # Errors
-/// `Version` before the body is even read; see [`WireError`].
-pub fn read_control<T: Control>(_from: &mut impl Read) -> Result<T, WireError> {
-    unimplemented!()
+/// `Version` before the rest is even read; see [`WireError`].
+pub fn read_control<T: Control>(from: &mut impl Read) -> Result<T, WireError> {
+    let mut magic = [0; 8];
+    from.read_exact(&mut magic)?;
+    if magic != *CONTROL_MAGIC {
+        return Err(WireError::Frame { expected: T::NAME, found: format!("bytes {magic:02x?}") });
+    }
+    let (kind, body) = read_frame(from, T::NAME)?;
+    if kind != T::KIND {
+        return Err(WireError::Frame { expected: T::NAME, found: format!("control frame of kind {kind}") });
+    }
+    let (message, used) = bincode::serde::decode_from_slice(&body, config())
+        .map_err(|error| WireError::Content { what: T::NAME, why: error.to_string() })?;
+    if used != body.len() {
+        let why = format!("{} bytes behind its end", body.len() - used);
+        return Err(WireError::Content { what: T::NAME, why });
+    }
+    Ok(message)
 }
 
 /// Appends the frame of a goodbye.
-pub fn encode_goodbye(_out: &mut Vec<u8>) {
-    unimplemented!()
+pub fn encode_goodbye(out: &mut Vec<u8>) {
+    frame(GOODBYE, &[], out);
 }
 
-/// Appends all of a record but its payload; send it followed by [`payload`] as the second part.
-pub fn encode_record_header(_record: &MirrorRequest, _out: &mut Vec<u8>) {
-    unimplemented!()
+/// Appends all of a record but a write's payload; send it followed by [`payload`] as the second part.
+pub fn encode_record_header(record: &MirrorRequest, out: &mut Vec<u8>) {
+    record::encode_header(record, out);
 }
 
 /// The payload part of a record: empty for all but writes.
 #[must_use]
-pub fn payload(_record: &MirrorRequest) -> &[u8] {
-    unimplemented!()
+pub fn payload(record: &MirrorRequest) -> &[u8] {
+    match &record.body {
+        Body::Write { payload, .. } => payload,
+        _ => &[],
+    }
 }
 
-/// Reads the next record or goodbye. Checks header checksum and all bounds before it allocates; the payload's checksum
-/// is checked too.
+/// Reads the next record or goodbye. The header's checksum and all bounds are checked before anything is allocated, the
+/// payload's checksum after it has come.
 ///
 /// # Errors
 /// See [`WireError`]; at the end of the stream `Io` with `UnexpectedEof`.
-pub fn read_message(_from: &mut impl Read) -> Result<Message, WireError> {
-    unimplemented!()
+pub fn read_message(from: &mut impl Read) -> Result<Message, WireError> {
+    let mut header = [0; record::HEADER_BYTES];
+    const { assert!(record::HEADER_BYTES >= 8) };
+    from.read_exact(&mut header[..8])?;
+    if header[..8] == CONTROL_MAGIC[..] {
+        return match read_frame(from, "goodbye")? {
+            (GOODBYE, body) if body.is_empty() => Ok(Message::Goodbye),
+            (kind, body) => Err(WireError::Frame {
+                expected: "record or goodbye",
+                found: format!("control frame of kind {kind}, {} bytes", body.len()),
+            }),
+        };
+    }
+    record::check_magic(&header[..8])?;
+    from.read_exact(&mut header[8..])?;
+    let length = record::body_bytes(&header)?;
+    let mut body = vec![0; length];
+    from.read_exact(&mut body)?;
+    Ok(Message::Request(Arc::new(record::decode(&header, body)?)))
+}
+
+mod kind {
+    pub(super) const STORED: u8 = 1;
+    pub(super) const EQUAL: u8 = 2;
+    pub(super) const DIFFERENT: u8 = 3;
+    pub(super) const FAILED: u8 = 4;
+    pub(super) const DURABLE: u8 = 5;
 }
 
 /// Appends a response: many can go into one buffer and one send.
-pub fn encode_response(_response: &Response, _out: &mut Vec<u8>) {
-    unimplemented!()
+pub fn encode_response(response: &Response, out: &mut Vec<u8>) {
+    let (kind, number, errno, message) = match response {
+        Response::Request(sequence, Outcome::Stored) => (kind::STORED, sequence.0, 0, ""),
+        Response::Request(sequence, Outcome::Equal) => (kind::EQUAL, sequence.0, 0, ""),
+        Response::Request(sequence, Outcome::Different) => (kind::DIFFERENT, sequence.0, 0, ""),
+        Response::Request(sequence, Outcome::Failed { errno, message }) => {
+            let end =
+                (0..=message.len().min(FAILURE_BYTES_MAX)).rev().find(|&end| message.is_char_boundary(end));
+            (kind::FAILED, sequence.0, *errno, &message[..end.unwrap_or(0)])
+        }
+        Response::Durable(epoch) => (kind::DURABLE, epoch.0, 0, ""),
+    };
+    let mut bytes = [0; RESPONSE_BYTES];
+    bytes[0] = kind;
+    bytes[2..4].copy_from_slice(&(message.len() as u16).to_le_bytes());
+    bytes[4..8].copy_from_slice(&errno.to_le_bytes());
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    let crc = crc32c_append(crc32c(&bytes[..16]), message.as_bytes());
+    bytes[16..].copy_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&bytes);
+    out.extend_from_slice(message.as_bytes());
 }
 
 /// Reads one response.
 ///
 /// # Errors
-/// See [`WireError`].
-pub fn read_response(_from: &mut impl Read) -> Result<Response, WireError> {
-    unimplemented!()
+/// See [`WireError`]; at the end of the stream `Io` with `UnexpectedEof`.
+pub fn read_response(from: &mut impl Read) -> Result<Response, WireError> {
+    const WHAT: &str = "response";
+    let mut bytes = [0; RESPONSE_BYTES];
+    from.read_exact(&mut bytes)?;
+    let length = u16_at(&bytes, 2);
+    bounded("message of a response", u64::from(length), FAILURE_BYTES_MAX as u64)?;
+    let mut text = vec![0; usize::from(length)];
+    from.read_exact(&mut text)?;
+    let (sent, found) = (u32_at(&bytes, 16), crc32c_append(crc32c(&bytes[..16]), &text));
+    if sent != found {
+        return Err(WireError::Checksum { what: WHAT, expected: sent, found });
+    }
+    let number = u64_at(&bytes, 8);
+    // Same bits, read as signed.
+    let errno = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    let outcome = match (bytes[0], bytes[1], length, errno) {
+        (kind::FAILED, 0, ..) => {
+            Outcome::Failed { errno, message: String::from_utf8_lossy(&text).into_owned() }
+        }
+        (kind::STORED, 0, 0, 0) => Outcome::Stored,
+        (kind::EQUAL, 0, 0, 0) => Outcome::Equal,
+        (kind::DIFFERENT, 0, 0, 0) => Outcome::Different,
+        (kind::DURABLE, 0, 0, 0) => return Ok(Response::Durable(Epoch(number))),
+        (kind, ..) => {
+            return Err(WireError::Content {
+                what: WHAT,
+                why: format!("fields of kind {kind} make no sense"),
+            });
+        }
+    };
+    Ok(Response::Request(Sequence(number), outcome))
 }

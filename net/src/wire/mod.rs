@@ -1,6 +1,9 @@
-//! Messages of the data connections, and their bytes. The format is in `PROTOCOL.md`.
+#![doc = include_str!("../../PROTOCOL.md")]
 
 pub mod codec;
+mod record;
+#[cfg(test)]
+mod tests;
 
 use crate::store::{LunHello, StoreRefusal};
 use mirrorfs_journal::log::PeerLun;
