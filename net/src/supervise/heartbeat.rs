@@ -1,99 +1,15 @@
-//! Heartbeat datagrams, and which of them count.
+//! Which heartbeats count, and what is sent: one side of one link.
+//!
+//! A heartbeat counts only if it is authentic, newer than the last, and echoes something that we sent within the timeout: a
+//! recording can do none of the last two. Nothing is ever sent as an answer.
 
 use super::Now;
-use crate::config::{Security, Times};
+pub use super::datagram::{DATAGRAM_BYTES, Datagram, LinkId, MacKey, NotAuthentic, Side};
+use crate::config::Times;
 use crate::wire::SessionId;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
-
-/// Bytes of a heartbeat datagram, always.
-pub const DATAGRAM_BYTES: usize = 136;
-
-/// Which way a heartbeat goes; a reflected one has the wrong one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The primary's side: sends first heartbeats, local to mirror.
-    Local,
-    /// The peer: sends second heartbeats, mirror to local.
-    Mirror,
-}
-
-/// Which link a heartbeat belongs to, among those that one peer port serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LinkId(pub u64);
-
-impl LinkId {
-    /// The link of the primary with this node name.
-    #[must_use]
-    pub fn of_node(_node: &str) -> Self {
-        unimplemented!()
-    }
-}
-
-/// Key of the datagrams' MAC, derived from the pair's key.
-#[derive(Clone)]
-pub struct MacKey([u8; 32]);
-
-impl MacKey {
-    /// The all-zero key stands in where there is none.
-    #[must_use]
-    pub fn derive(_security: &Security) -> Self {
-        let _ = Self([0; 32]).0;
-        unimplemented!()
-    }
-}
-
-/// A decoded, authentic datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Datagram {
-    /// Who sent it.
-    pub side: Side,
-    /// Number of elements of the sender's array (0: no session yet).
-    pub count: u16,
-    /// Link.
-    pub link: LinkId,
-    /// Random at each start of the sender.
-    pub boot_id: u64,
-    /// Rises with each datagram of the boot, starts at 1.
-    pub counter: u64,
-    /// The sender's session; zero: none.
-    pub session: SessionId,
-    /// Bit i: element i is closed in the sender's array.
-    pub marks: u64,
-    /// Boot id that the sender last heard; 0: none.
-    pub echo_boot: u64,
-    /// Counter that it last heard of that boot.
-    pub echo_counter: u64,
-    /// Sender's time, microseconds.
-    pub sent_us: u64,
-    /// `sent_us` of what is echoed.
-    pub echo_us: u64,
-    /// Time between hearing what is echoed and sending this, microseconds.
-    pub held_us: u32,
-    /// Rises by one with each tick of the sender, whatever number of datagrams it sends; for the loss count.
-    pub beat: u32,
-    /// Loss that the sender sees of the other's beats, percent.
-    pub loss_percent: u8,
-}
-
-/// Why a datagram was not even authentic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAuthentic;
-
-impl Datagram {
-    /// Bytes with MAC.
-    #[must_use]
-    pub fn seal(&self, _key: &MacKey) -> [u8; DATAGRAM_BYTES] {
-        unimplemented!()
-    }
-    /// Checks length, MAC and fields. The peer uses it to find the link before [`HeartbeatLogic::on_authentic`].
-    ///
-    /// # Errors
-    /// Empty, truncated, too long, forged, of a foreign key or of an unknown format.
-    pub fn open(_bytes: &[u8], _key: &MacKey) -> Result<Self, NotAuthentic> {
-        unimplemented!()
-    }
-}
 
 /// Marks of the other side's array, to be copied into ours by [`crate::connection::ConnectionArray::apply_marks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,67 +89,361 @@ pub struct HeartbeatStats {
     pub loss_percent: u8,
 }
 
+/// Shortest interval under loss.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// Candidates kept: each costs one datagram a beat.
+const CANDIDATES_MAX: usize = 8;
+/// Superseded boots remembered, so that what was recorded of them is not even a candidate.
+const DEAD_BOOTS_MAX: usize = 64;
+/// Own datagrams remembered, whatever the timeout: those before count as not fresh.
+const SENT_MAX: usize = 16 * 1024;
+/// Beats over which loss is counted.
+const LOSS_BEATS: u32 = 20;
+
 /// One side's heartbeats for one link. The sender thread calls `on_tick`, the receiver thread `on_datagram`, under one lock.
 pub struct HeartbeatLogic {
     config: HeartbeatConfig,
+    session: SessionId,
+    count: u16,
+    target: Option<SocketAddr>,
+    remote: Option<Remote>,
+    candidates: Vec<Heard>,
+    dead_boots: VecDeque<u64>,
+    counter: u64,
+    beat: u32,
+    interval: Duration,
+    due: Now,
+    /// Our last datagrams; counters are consecutive.
+    sent: VecDeque<Sent>,
+    last_accepted: Option<Now>,
+    stats: HeartbeatStats,
+}
+
+/// The last datagram heard from somebody, to be echoed.
+#[derive(Clone, Copy)]
+struct Heard {
+    boot: u64,
+    counter: u64,
+    addr: SocketAddr,
+    at: Now,
+    sent_us: u64,
+}
+
+/// The verified other side.
+struct Remote {
+    heard: Heard,
+    beats: Beats,
+    reported_loss: u8,
+}
+
+struct Sent {
+    counter: u64,
+    at: Now,
+    to: SocketAddr,
+}
+
+/// Which of the other side's last beats came.
+struct Beats {
+    newest: u32,
+    /// Bit k: beat `newest - k` came.
+    came: u32,
+    /// How many of the bits mean something, at most [`LOSS_BEATS`].
+    known: u32,
+}
+
+impl Beats {
+    fn first(beat: u32) -> Self {
+        Self { newest: beat, came: 1, known: 1 }
+    }
+    fn note(&mut self, beat: u32) {
+        let ahead = beat.wrapping_sub(self.newest);
+        if ahead < u32::MAX / 2 {
+            self.came = self.came.checked_shl(ahead).unwrap_or(0) | 1;
+            self.known = self.known.saturating_add(ahead).min(LOSS_BEATS);
+            self.newest = beat;
+        } else {
+            self.came |= 1u32.checked_shl(ahead.wrapping_neg()).unwrap_or(0);
+        }
+    }
+    fn loss_percent(&self) -> u8 {
+        let came = (self.came & ((1 << self.known) - 1)).count_ones();
+        u8::try_from((self.known - came) * 100 / self.known).unwrap_or(100)
+    }
 }
 
 impl HeartbeatLogic {
     /// Nothing heard, first tick due at once.
     #[must_use]
     pub fn new(config: HeartbeatConfig) -> Self {
-        Self { config }
+        Self {
+            session: SessionId::default(),
+            count: 0,
+            target: None,
+            remote: None,
+            candidates: Vec::new(),
+            dead_boots: VecDeque::new(),
+            counter: 0,
+            beat: 0,
+            interval: config.times.heartbeat_interval,
+            due: Now::default(),
+            sent: VecDeque::new(),
+            last_accepted: None,
+            stats: HeartbeatStats::default(),
+            config,
+        }
     }
     /// Local side: where to send to (resolved address of the peer). The mirror side learns it by itself.
-    pub fn set_target(&mut self, _target: SocketAddr) {
-        let _ = &self.config;
-        unimplemented!()
+    pub fn set_target(&mut self, target: SocketAddr) {
+        self.target = Some(target);
     }
     /// The session that our heartbeats carry from now on, and its number of elements; zero and 0 for none.
-    pub fn set_session(&mut self, _session: SessionId, _count: u16) {
-        unimplemented!()
+    pub fn set_session(&mut self, session: SessionId, count: u16) {
+        (self.session, self.count) = (session, count);
     }
+
     /// If a beat is due, puts its datagrams into `out` (`marks`: ours, [`crate::connection::ConnectionArray::marks`]).
     /// Returns when to call again.
     pub fn on_tick(
         &mut self,
-        _now: Now,
-        _marks: u64,
-        _out: &mut Vec<(SocketAddr, [u8; DATAGRAM_BYTES])>,
+        now: Now,
+        marks: u64,
+        out: &mut Vec<(SocketAddr, [u8; DATAGRAM_BYTES])>,
     ) -> Now {
-        unimplemented!()
+        if now < self.due {
+            return self.due;
+        }
+        self.adapt_interval(now);
+        // Steady, but no burst after a late call.
+        let next = self.due + self.interval;
+        self.due = if next > now { next } else { now + self.interval };
+
+        self.beat = self.beat.wrapping_add(1);
+        let timeout = self.config.times.heartbeat_timeout;
+        self.candidates.retain(|candidate| now.since(candidate.at) <= timeout * 2);
+        while self.sent.front().is_some_and(|sent| now.since(sent.at) > timeout) || self.sent.len() > SENT_MAX
+        {
+            self.sent.pop_front();
+        }
+        // Candidates come last: of what reaches the other side it echoes the newest, and only the echo of what was sent
+        // to a candidate's address verifies it.
+        let known = self.remote.as_ref().map(|remote| remote.heard);
+        match self.config.side {
+            Side::Local => {
+                let Some(target) = self.target else { return self.due };
+                if known.is_none() && self.candidates.is_empty() {
+                    self.send(target, None, now, marks, out);
+                }
+                for heard in known.into_iter().chain(self.candidates.clone()) {
+                    self.send(target, Some(heard), now, marks, out);
+                }
+            }
+            Side::Mirror => {
+                for heard in known.into_iter().chain(self.candidates.clone()) {
+                    self.send(heard.addr, Some(heard), now, marks, out);
+                }
+            }
+        }
+        self.due
     }
+
     /// Judges what the socket received. Never answers.
-    pub fn on_datagram(&mut self, _bytes: &[u8], _from: SocketAddr, _now: Now) -> Verdict {
-        unimplemented!()
+    pub fn on_datagram(&mut self, bytes: &[u8], from: SocketAddr, now: Now) -> Verdict {
+        match Datagram::open(bytes, &self.config.key) {
+            Ok(datagram) => self.on_authentic(&datagram, from, now),
+            Err(NotAuthentic) => {
+                self.stats.not_authentic += 1;
+                Verdict::Ignored(Ignored::NotAuthentic)
+            }
+        }
     }
+
     /// As `on_datagram`, for one that [`Datagram::open`] has opened with the same key.
-    pub fn on_authentic(&mut self, _datagram: &Datagram, _from: SocketAddr, _now: Now) -> Verdict {
-        unimplemented!()
+    pub fn on_authentic(&mut self, datagram: &Datagram, from: SocketAddr, now: Now) -> Verdict {
+        if datagram.side == self.config.side {
+            return self.ignore(Ignored::Reflected);
+        }
+        if datagram.link != self.config.link {
+            return self.ignore(Ignored::OtherLink);
+        }
+        if self.dead_boots.contains(&datagram.boot_id) {
+            return self.ignore(Ignored::Replayed);
+        }
+        let heard = Heard {
+            boot: datagram.boot_id,
+            counter: datagram.counter,
+            addr: from,
+            at: now,
+            sent_us: datagram.sent_us,
+        };
+        let echoed_to = self.fresh_echo(datagram, now);
+        // The primary asked for the address that it sends to; only the peer has to learn one.
+        let proven = echoed_to.is_some_and(|to| self.config.side == Side::Local || to == from);
+        let marks = Marks { session: datagram.session, bits: datagram.marks };
+        match &mut self.remote {
+            Some(remote) if remote.heard.boot == datagram.boot_id => {
+                remote.beats.note(datagram.beat);
+                if datagram.counter <= remote.heard.counter {
+                    return self.ignore(Ignored::Replayed);
+                }
+                let addr = remote.heard.addr;
+                remote.heard = Heard { addr, ..heard };
+                if echoed_to.is_some() {
+                    remote.reported_loss = datagram.loss_percent;
+                }
+                if from != addr && self.config.side == Side::Mirror {
+                    if proven {
+                        remote.heard.addr = from;
+                        self.candidates.retain(|candidate| candidate.boot != datagram.boot_id);
+                    } else {
+                        self.keep_candidate(heard);
+                    }
+                }
+                if echoed_to.is_some() {
+                    self.accept(datagram, marks, false, now)
+                } else {
+                    Verdict::MarksOnly(marks)
+                }
+            }
+            _ => {
+                let old = self.candidates.iter().any(|c| c.boot == heard.boot && c.counter >= heard.counter);
+                if old {
+                    return self.ignore(Ignored::Replayed);
+                }
+                if !proven {
+                    self.keep_candidate(heard);
+                    return Verdict::Candidate;
+                }
+                self.candidates.retain(|candidate| candidate.boot != heard.boot);
+                let remote = Remote {
+                    heard,
+                    beats: Beats::first(datagram.beat),
+                    reported_loss: datagram.loss_percent,
+                };
+                let before = self.remote.replace(remote);
+                if let Some(before) = &before {
+                    if self.dead_boots.len() == DEAD_BOOTS_MAX {
+                        self.dead_boots.pop_front();
+                    }
+                    self.dead_boots.push_back(before.heard.boot);
+                }
+                self.accept(datagram, marks, before.is_some(), now)
+            }
+        }
     }
+
     /// Whether one was accepted within the heartbeat timeout.
     #[must_use]
-    pub fn alive(&self, _now: Now) -> bool {
-        unimplemented!()
+    pub fn alive(&self, now: Now) -> bool {
+        self.silence(now).is_some_and(|silence| silence <= self.config.times.heartbeat_timeout)
     }
-    /// Time since the last accepted one.
+    /// Time since the last accepted one; `None` before the first.
     #[must_use]
-    pub fn silence(&self, _now: Now) -> Option<Duration> {
-        unimplemented!()
+    pub fn silence(&self, now: Now) -> Option<Duration> {
+        self.last_accepted.map(|last| now.since(last))
     }
     /// Verified address of the other side (mirror side), or the target (local side).
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        unimplemented!()
+        match self.config.side {
+            Side::Local => self.target,
+            Side::Mirror => self.remote.as_ref().map(|remote| remote.heard.addr),
+        }
     }
     /// Boot id of the other side, once verified. A greeting must carry this one.
     #[must_use]
     pub fn remote_boot(&self) -> Option<u64> {
-        unimplemented!()
+        self.remote.as_ref().map(|remote| remote.heard.boot)
+    }
+    /// Our own boot id.
+    #[must_use]
+    pub fn boot_id(&self) -> u64 {
+        self.config.boot_id
     }
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> HeartbeatStats {
-        unimplemented!()
+        let loss_percent = self.remote.as_ref().map_or(0, |remote| remote.reported_loss);
+        HeartbeatStats { loss_percent, ..self.stats }
+    }
+
+    fn adapt_interval(&mut self, now: Now) {
+        let set = self.config.times.heartbeat_interval;
+        let lossy = self.alive(now) && self.remote.as_ref().is_some_and(|remote| remote.reported_loss > 0);
+        self.interval = if lossy {
+            (self.interval / 2).max(INTERVAL_MIN.min(set))
+        } else if self.alive(now) {
+            (self.interval * 2).min(set)
+        } else {
+            set
+        };
+    }
+
+    fn send(
+        &mut self,
+        to: SocketAddr,
+        echo: Option<Heard>,
+        now: Now,
+        marks: u64,
+        out: &mut Vec<(SocketAddr, [u8; DATAGRAM_BYTES])>,
+    ) {
+        self.counter += 1;
+        let held = echo.map_or(Duration::ZERO, |echo| now.since(echo.at));
+        let datagram = Datagram {
+            side: self.config.side,
+            count: self.count,
+            link: self.config.link,
+            boot_id: self.config.boot_id,
+            counter: self.counter,
+            session: self.session,
+            marks,
+            echo_boot: echo.map_or(0, |echo| echo.boot),
+            echo_counter: echo.map_or(0, |echo| echo.counter),
+            sent_us: now.micros(),
+            echo_us: echo.map_or(0, |echo| echo.sent_us),
+            held_us: u32::try_from(held.as_micros()).unwrap_or(u32::MAX),
+            beat: self.beat,
+            loss_percent: self.remote.as_ref().map_or(0, |remote| remote.beats.loss_percent()),
+        };
+        self.sent.push_back(Sent { counter: self.counter, at: now, to });
+        self.stats.sent += 1;
+        out.push((to, datagram.seal(&self.config.key)));
+    }
+
+    /// Where the datagram went that this one echoes, if it is ours and was sent within the timeout.
+    fn fresh_echo(&self, datagram: &Datagram, now: Now) -> Option<SocketAddr> {
+        if datagram.echo_boot != self.config.boot_id {
+            return None;
+        }
+        let back = datagram.echo_counter.checked_sub(self.sent.front()?.counter)?;
+        let sent = self.sent.get(usize::try_from(back).ok()?)?;
+        (now.since(sent.at) <= self.config.times.heartbeat_timeout).then_some(sent.to)
+    }
+
+    fn keep_candidate(&mut self, heard: Heard) {
+        if let Some(known) = self.candidates.iter_mut().find(|candidate| candidate.boot == heard.boot) {
+            *known = heard;
+            return;
+        }
+        if self.candidates.len() == CANDIDATES_MAX {
+            if let Some(oldest) = (0..CANDIDATES_MAX).min_by_key(|&index| self.candidates[index].at) {
+                self.candidates.swap_remove(oldest);
+            }
+        }
+        self.candidates.push(heard);
+    }
+
+    fn accept(&mut self, datagram: &Datagram, marks: Marks, new_boot: bool, now: Now) -> Verdict {
+        let after_interruption = !self.alive(now);
+        self.last_accepted = Some(now);
+        self.stats.received += 1;
+        self.stats.rtt_us =
+            Some(now.micros().saturating_sub(datagram.echo_us).saturating_sub(u64::from(datagram.held_us)));
+        let (count, boot_id) = (datagram.count, datagram.boot_id);
+        Verdict::Accepted { marks, new_boot, after_interruption, count, boot_id }
+    }
+
+    fn ignore(&mut self, why: Ignored) -> Verdict {
+        self.stats.replayed += 1;
+        Verdict::Ignored(why)
     }
 }

@@ -4,9 +4,14 @@
 //! An interruption is noticed at the latest one heartbeat timeout plus one heartbeat interval after the last heartbeat
 //! that got through, in either direction: by the silence itself, or by the other side's marks.
 
+mod datagram;
 pub mod heartbeat;
 pub mod link_state;
 mod now;
 pub mod probation;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use now::{Clock, Now};
