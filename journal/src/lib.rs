@@ -3,6 +3,7 @@
 //!
 //! This is the lowest crate of mirrorfs: it owns the words that `fs` and `net` share ([`request`], [`ids`]).
 
+pub mod codec;
 pub mod ids;
 pub mod log;
 mod regions;
