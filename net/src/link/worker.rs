@@ -3,6 +3,7 @@
 use super::lane::Item;
 use super::session::Session;
 use crate::connection::SocketParameter;
+use crate::store::StoreRefusal;
 use crate::supervise::link_state::EndReason;
 use crate::transport::{self, Receiver, Sender, Transport, TransportError, TransportOptions};
 use crate::wire::codec::{self, WireError};
@@ -133,6 +134,8 @@ fn greet(session: &Session, index: u16, transport: &mut Transport) -> Result<Opt
             "the peer speaks protocol version {version}, this mirrorfs {PROTOCOL_VERSION}; run the same release on both sides"
         ))),
         Welcome::Invalid(reason) => Err(broken(index, &format!("the peer refuses: {reason}"))),
+        // A lock goes when its holder does; all else takes an operator.
+        Welcome::Refused(refusal @ StoreRefusal::InUse { .. }) => Err(broken(index, &refusal)),
         Welcome::Refused(refusal) => Err(EndReason::Refused(refusal.to_string())),
     }
 }
