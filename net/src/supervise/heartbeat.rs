@@ -424,10 +424,9 @@ impl HeartbeatLogic {
             *known = heard;
             return;
         }
-        if self.candidates.len() == CANDIDATES_MAX {
-            if let Some(oldest) = (0..CANDIDATES_MAX).min_by_key(|&index| self.candidates[index].at) {
-                self.candidates.swap_remove(oldest);
-            }
+        let oldest = (0..self.candidates.len()).min_by_key(|&index| self.candidates[index].at);
+        if let Some(oldest) = oldest.filter(|_| self.candidates.len() == CANDIDATES_MAX) {
+            self.candidates.swap_remove(oldest);
         }
         self.candidates.push(heard);
     }

@@ -1,8 +1,9 @@
 //! Bytes of the control messages, of the responses and of the stream of records.
 
-use super::record;
 use super::{Begin, Greeting, Message, Outcome, PROTOCOL_VERSION, Response, Welcome};
+use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
+use mirrorfs_journal::codec::{self as record, CodecError};
 use mirrorfs_journal::{Body, Epoch, MirrorRequest, Sequence};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -65,6 +66,9 @@ pub enum WireError {
         /// As computed.
         found: u32,
     },
+    /// A record that is damaged or out of bounds.
+    #[error("record: {0}")]
+    Record(#[from] CodecError),
     /// Contents that make no sense.
     #[error("{what}: {why}")]
     Content {
@@ -136,13 +140,13 @@ fn bounded(what: &'static str, length: u64, max: u64) -> Result<(), WireError> {
 }
 
 /// Little-endian integers at fixed places of a header whose length the caller has.
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
 }
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
@@ -204,7 +208,9 @@ pub fn encode_goodbye(out: &mut Vec<u8>) {
 
 /// Appends all of a record but a write's payload; send it followed by [`payload`] as the second part.
 pub fn encode_record_header(record: &MirrorRequest, out: &mut Vec<u8>) {
-    record::encode_header(record, out);
+    let encoded = record::encode_header(record);
+    out.extend_from_slice(&encoded.header);
+    out.extend_from_slice(&encoded.body);
 }
 
 /// The payload part of a record: empty for all but writes.
@@ -234,12 +240,16 @@ pub fn read_message(from: &mut impl Read) -> Result<Message, WireError> {
             }),
         };
     }
-    record::check_magic(&header[..8])?;
+    if !header.starts_with(&record::MAGIC) {
+        // Before the rest is waited for.
+        return Err(CodecError::Magic.into());
+    }
     from.read_exact(&mut header[8..])?;
-    let length = record::body_bytes(&header)?;
-    let mut body = vec![0; length];
+    let header = record::decode_header(&header)?;
+    const { assert!(record::BODY_BYTES_MAX <= 1 << 20) };
+    let mut body = vec![0; header.body_bytes()];
     from.read_exact(&mut body)?;
-    Ok(Message::Request(Arc::new(record::decode(&header, body)?)))
+    Ok(Message::Request(Arc::new(header.finish(Bytes::from(body))?)))
 }
 
 mod kind {

@@ -1,7 +1,6 @@
 #![doc = include_str!("../../PROTOCOL.md")]
 
 pub mod codec;
-mod record;
 #[cfg(test)]
 mod tests;
 

@@ -84,7 +84,10 @@ fn greeting_has_these_bytes() {
     );
     assert_eq!(hex(&bytes[24..]), body);
     assert_eq!(hex(&bytes[..20]), "6d6972726f7266730100000001000000".to_owned() + "6f000000");
-    assert_eq!(u32_at(&bytes, 20), crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), &bytes[24..]));
+    assert_eq!(
+        u32::from_le_bytes(bytes[20..24].try_into().unwrap()),
+        crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), &bytes[24..])
+    );
     assert_eq!(read_control::<Greeting>(&mut Cursor::new(bytes)).unwrap(), greeting());
 }
 
@@ -186,20 +189,20 @@ fn damage_is_an_error() {
             assert!(read(&mut Cursor::new(bytes[..length].to_vec())).is_err(), "cut at {length}");
         }
     }
-    hurt(&encode_control(&greeting()).unwrap(), |from| read_control::<Greeting>(from));
-    hurt(&encode_control(&Begin { gather: vec![3] }).unwrap(), |from| read_control::<Begin>(from));
+    hurt(&encode_control(&greeting()).unwrap(), read_control::<Greeting>);
+    hurt(&encode_control(&Begin { gather: vec![3] }).unwrap(), read_control::<Begin>);
     for record in records() {
-        hurt(&bytes_of(&record), |from| read_message(from));
+        hurt(&bytes_of(&record), read_message);
     }
     let mut out = Vec::new();
     encode_response(
         &Response::Request(Sequence(5), Outcome::Failed { errno: 28, message: "full".into() }),
         &mut out,
     );
-    hurt(&out, |from| read_response(from));
+    hurt(&out, read_response);
     let mut out = Vec::new();
     encode_response(&Response::Durable(Epoch(5)), &mut out);
-    hurt(&out, |from| read_response(from));
+    hurt(&out, read_response);
 }
 
 /// A lying length or count, with right checksums, allocates nothing and is refused.
@@ -225,4 +228,18 @@ fn lying_lengths_are_refused() {
     assert!(matches!(read_control::<Begin>(&mut Cursor::new(trailing)), Err(WireError::Content { .. })));
     let wrong_kind = encode_control(&Begin { gather: vec![] }).unwrap();
     assert!(matches!(read_control::<Greeting>(&mut Cursor::new(wrong_kind)), Err(WireError::Frame { .. })));
+}
+
+/// A record on the wire is header, body and payload of the journal's codec, and nothing else.
+#[test]
+fn a_record_goes_in_the_bytes_of_the_queue() {
+    for record in records() {
+        let encoded = mirrorfs_journal::codec::encode_header(&record);
+        assert_eq!(bytes_of(&record), [&encoded.header[..], &encoded.body, encoded.payload].concat());
+    }
+    let mut stranger = bytes_of(&records()[0]);
+    stranger[0] = b'X';
+    stranger.truncate(8);
+    let error = read_message(&mut Cursor::new(stranger)).unwrap_err();
+    assert!(matches!(error, WireError::Record(_)), "refused before the rest is waited for");
 }
