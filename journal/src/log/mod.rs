@@ -273,6 +273,7 @@ impl MirrorLog {
             durable_epoch: core.durable,
             marked_regions,
             resync_regions_left,
+            resync_running: core.luns.iter().any(|state| !matches!(state.resync, Resync::Off)),
             appended_requests: core.totals.appended_requests,
             appended_bytes: core.totals.appended_bytes,
             retired_requests: core.totals.retired_requests,

@@ -122,10 +122,11 @@ impl Supervisor<'_> {
         }
         let state = self.shared.machine.lock().state();
         let status = self.shared.log.status();
+        let resync = status.resync_running || status.resync_regions_left > 0;
         let caught_up = status.waiting_requests == 0 || status.durable_epoch >= target;
         match state {
-            LinkState::Replaying if caught_up && status.resync_regions_left == 0 => self.handle(Event::CaughtUp),
-            LinkState::Live if status.resync_regions_left > 0 => self.handle(Event::FellBehind),
+            LinkState::Replaying if caught_up && !resync => self.handle(Event::CaughtUp),
+            LinkState::Live if resync => self.handle(Event::FellBehind),
             _ => {}
         }
     }
