@@ -20,7 +20,7 @@ use crate::status::LinkStatus;
 use crate::store::LunHello;
 use crate::supervise::heartbeat::{HeartbeatConfig, HeartbeatLogic, LinkId, MacKey, Side};
 use crate::supervise::link_state::{Event, LinkSupervisor};
-use crate::supervise::Clock;
+use crate::supervise::{Clock, Now};
 use crate::waker::Waker;
 use crate::wire::SessionId;
 use crossbeam::channel;
@@ -68,7 +68,8 @@ struct Shared {
     target: Mutex<Option<SocketAddr>>,
     /// What a probe of the silent peer found, in words.
     probed: Mutex<Option<String>>,
-    events: channel::Sender<Event>,
+    /// With the time of each, as the supervisor may be busy joining a session meanwhile.
+    events: channel::Sender<(Now, Event)>,
     refused: Refused,
     responses_stored: AtomicU64,
     responses_failed: AtomicU64,
@@ -85,7 +86,7 @@ impl Shared {
 
     /// Tells the supervisor; see [`EVENTS_MAX`].
     fn tell(&self, event: Event) {
-        let _ = self.events.try_send(event);
+        let _ = self.events.try_send((self.clock.now(), event));
     }
 }
 

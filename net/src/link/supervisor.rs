@@ -33,7 +33,7 @@ struct Supervisor<'a> {
 
 /// Takes events; gives actions to sessions; may block on the name service (only without a session) and on joining a
 /// session that is shut down; ends when the link stops.
-pub(super) fn run(shared: &Arc<Shared>, inbox: &Receiver<Event>) {
+pub(super) fn run(shared: &Arc<Shared>, inbox: &Receiver<(Now, Event)>) {
     let mut supervisor = Supervisor {
         shared,
         session: None,
@@ -47,8 +47,10 @@ pub(super) fn run(shared: &Arc<Shared>, inbox: &Receiver<Event>) {
     while !shared.is_stopping() {
         supervisor.seek();
         let wait = supervisor.wait();
-        let event = inbox.recv_timeout(wait).unwrap_or(Event::Tick);
-        supervisor.handle(event);
+        match inbox.recv_timeout(wait) {
+            Ok((at, event)) => supervisor.handle(event, at),
+            Err(_) => supervisor.handle(Event::Tick, shared.clock.now()),
+        }
         supervisor.look();
     }
     supervisor.stop(inbox);
@@ -72,10 +74,9 @@ impl Supervisor<'_> {
     }
 
     /// Gives the event to the state machine and carries out what it says.
-    fn handle(&mut self, event: Event) {
-        let mut events = vec![event];
-        while let Some(event) = events.pop() {
-            let now = self.shared.clock.now();
+    fn handle(&mut self, event: Event, at: Now) {
+        let mut events = vec![(event, at)];
+        while let Some((event, now)) = events.pop() {
             let (actions, left, entered) = {
                 let mut machine = self.shared.machine.lock();
                 let left = machine.state();
@@ -89,7 +90,7 @@ impl Supervisor<'_> {
                 match action {
                     Action::Connect => {
                         if let Err(reason) = self.connect() {
-                            events.push(Event::Failed(reason));
+                            events.push((Event::Failed(reason), self.shared.clock.now()));
                         }
                     }
                     Action::EndSession(_) => self.end_session(),
@@ -103,7 +104,7 @@ impl Supervisor<'_> {
         let Some(session) = self.session.clone() else { return };
         let now = self.shared.clock.now();
         if let Some(reason) = session.failure(now).or_else(|| session.said_goodbye()) {
-            self.handle(Event::Failed(reason));
+            self.handle(Event::Failed(reason), now);
             // The machine may have left the session behind already.
             self.end_session();
             return;
@@ -118,15 +119,15 @@ impl Supervisor<'_> {
         let Some(target) = session.target() else { return };
         if !self.connected {
             self.connected = true;
-            self.handle(Event::Connected);
+            self.handle(Event::Connected, now);
         }
         let state = self.shared.machine.lock().state();
         let status = self.shared.log.status();
         let resync = status.resync_running || status.resync_regions_left > 0;
         let caught_up = status.waiting_requests == 0 || status.durable_epoch >= target;
         match state {
-            LinkState::Replaying if caught_up && !resync => self.handle(Event::CaughtUp),
-            LinkState::Live if resync => self.handle(Event::FellBehind),
+            LinkState::Replaying if caught_up && !resync => self.handle(Event::CaughtUp, now),
+            LinkState::Live if resync => self.handle(Event::FellBehind, now),
             _ => {}
         }
     }
@@ -210,7 +211,7 @@ impl Supervisor<'_> {
     }
 
     /// A goodbye to the peer, which then has all that was sent, for a bounded time; then everything ends.
-    fn stop(&mut self, inbox: &Receiver<Event>) {
+    fn stop(&mut self, inbox: &Receiver<(Now, Event)>) {
         if let Some(session) = self.session.clone() {
             session.want_goodbye(EndReason::Stopped);
             let bound = self.shared.config.times.heartbeat_timeout.min(Duration::from_secs(2));
@@ -223,7 +224,7 @@ impl Supervisor<'_> {
                 let _ = inbox.recv_timeout(Duration::from_millis(10));
             }
         }
-        self.handle(Event::Stop);
+        self.handle(Event::Stop, self.shared.clock.now());
         self.end_session();
         if let Some(probe) = self.probe.take() {
             // It is bounded by the handshake's time.

@@ -69,7 +69,8 @@ fn carry(session: &Arc<Session>, index: u16) -> Result<(), EndReason> {
 fn connect(session: &Session, index: u16) -> Result<Option<Transport>, EndReason> {
     let shared = &session.shared;
     let times = &shared.config.times;
-    let (addr, index) = match shared.array.take(index, times.heartbeat_timeout) {
+    // It was stored before this thread was made: if it is gone, the session is over.
+    let (addr, index) = match shared.array.take(index, Duration::ZERO) {
         Some(SocketParameter::Connect { addr, index }) => (addr, index),
         Some(SocketParameter::Accepted(_)) => return Err(broken(index, &"its element holds no address")),
         None if session.is_over() => return Ok(None),
