@@ -161,18 +161,18 @@ impl ConnectionArray {
         self.elements.len() as u16
     }
     /// Makes all elements idle for a new session: sockets shut down and dropped, marks and timestamps gone. The threads of the
-    /// session before must have left.
+    /// session before must have left. Only afterwards may heartbeats carry the new session: old marks would close it.
     pub fn begin(&self, session: SessionId) {
         // Holding the session keeps marks of the old one from being copied in between.
         let mut current = self.session.lock();
-        self.close_all();
+        self.release_all();
         for element in &self.elements {
             element.timestamp.store(0, Ordering::Relaxed);
         }
         self.marks.store(0, Ordering::Release);
         *current = session;
     }
-    /// The session that it was last begun for; zero before the first.
+    /// The session that it was begun for; zero before the first and after [`Self::close_all`].
     #[must_use]
     pub fn session(&self) -> SessionId {
         *self.session.lock()
@@ -258,9 +258,17 @@ impl ConnectionArray {
     /// Called by the heartbeat sender thread at each tick: marks elements (not idle ones) whose timestamp is too old, and
     /// shuts their sockets down. Returns the bits marked now.
     pub fn mark_stale(&self, now: Now) -> u64 {
-        let stale =
-            (0..self.count()).filter(|&index| self.is_stale(index, now)).fold(0, |bits, i| bits | 1 << i);
-        if stale == 0 { 0 } else { self.mark(stale) }
+        let stale = || {
+            (0..self.count())
+                .filter(|&index| self.is_stale(index, now))
+                .fold(0, |bits, index| bits | 1 << index)
+        };
+        if stale() == 0 {
+            return 0;
+        }
+        // Looked at again with `begin` held off, which would make the elements fresh for another session.
+        let _session = self.session.lock();
+        self.mark(stale())
     }
     /// Copies the other side's marks, if they are of this session, and shuts those sockets down. Returns the bits marked now.
     pub fn apply_marks(&self, session: SessionId, bits: u64) -> u64 {
@@ -289,9 +297,11 @@ impl ConnectionArray {
             element.changed.notify_all();
         }
     }
-    /// Ends the session: shuts down and drops all sockets and parameters, and wakes all threads. Marks stay until `begin`.
+    /// Ends the session: shuts down and drops all sockets and parameters, and wakes all threads. Marks stay until `begin`, to be
+    /// shown and sent, but no more are taken from the other side.
     pub fn close_all(&self) {
-        (0..self.count()).for_each(|index| self.release(index));
+        *self.session.lock() = SessionId::default();
+        self.release_all();
     }
     /// Elements that are open and not marked.
     #[must_use]
@@ -321,6 +331,9 @@ impl ConnectionArray {
         (0..self.count()).map(row).collect()
     }
 
+    fn release_all(&self) {
+        (0..self.count()).for_each(|index| self.release(index));
+    }
     fn element(&self, index: u16) -> Result<&Element, ArrayError> {
         self.elements.get(usize::from(index)).ok_or(ArrayError::Index { index, count: self.count() })
     }

@@ -202,3 +202,23 @@ fn a_waiting_thread_leaves_when_its_element_is_marked() {
     array.apply_marks(SESSION, 1);
     assert!(waiting.join().unwrap());
 }
+
+/// Late marks of a session that is over are not taken for an interruption of the attempt that comes next.
+#[test]
+fn marks_after_the_end_of_the_session_mean_nothing() {
+    let array = Arc::new(array(2));
+    let waiting = {
+        let array = Arc::clone(&array);
+        thread::spawn(move || array.take(1, LONG).is_none())
+    };
+    let _kept = open(&array, 0, at(0));
+    array.close_all();
+    assert_eq!(array.apply_marks(SESSION, 0b11), 0);
+    assert_eq!((array.marks(), array.mark_stale(at(60_000))), (0, 0));
+    // The thread may have come to wait only after the first call.
+    while !waiting.is_finished() {
+        array.close_all();
+        thread::yield_now();
+    }
+    assert!(waiting.join().unwrap(), "a waiting thread leaves at once");
+}

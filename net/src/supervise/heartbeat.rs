@@ -197,6 +197,7 @@ impl HeartbeatLogic {
         self.target = Some(target);
     }
     /// The session that our heartbeats carry from now on, and its number of elements; zero and 0 for none.
+    /// Call it after [`crate::connection::ConnectionArray::begin`], so that no old marks go out under the new session.
     pub fn set_session(&mut self, session: SessionId, count: u16) {
         (self.session, self.count) = (session, count);
     }

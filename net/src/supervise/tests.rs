@@ -212,6 +212,16 @@ fn an_old_echo_brings_marks_only() {
     assert_eq!(last, Some(Verdict::MarksOnly(Marks { session: SessionId(9), bits: 0b10 })));
 }
 
+/// A side whose timer stood still (a stopped process) does not take an echo of long ago for a fresh one.
+#[test]
+fn an_echo_is_judged_by_its_age_even_if_no_beat_came_in_between() {
+    let (mut local, mut mirror) = (side(Side::Local, 1), side(Side::Mirror, 2));
+    let now = together(&mut local, &mut mirror);
+    let late = beat(&mut mirror, at(now))[0].1;
+    assert!(matches!(local.on_datagram(&late, host(2), at(now + 4000)), Verdict::MarksOnly(_)));
+    assert!(!local.alive(at(now + 4000)));
+}
+
 #[test]
 fn few_candidates_are_kept_and_a_superseded_boot_is_dead() {
     let (mut local, mut mirror) = (side(Side::Local, 1), side(Side::Mirror, 2));
