@@ -258,3 +258,6 @@ impl Lun {
         Ok(hash)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,3 +143,67 @@ fn stop_is_quick_in_every_state() {
     peer.stop();
     assert!(start.elapsed() < Duration::from_secs(3));
 }
+
+#[test]
+fn heartbeats_do_not_excuse_a_stall() {
+    let (primary, store) = (Primary::new(), Arc::new(Store::default()));
+    let peer = peer(&store);
+    let proxy = Proxy::start(peer.listen_addr());
+    let mut config = link_config(proxy.addr, 4);
+    config.times.stall_timeout = Duration::from_millis(300);
+    let link = Link::start(config, Arc::clone(&primary.log)).unwrap();
+    wait_state(&link, LinkState::Live);
+    proxy.state.hold_tcp.store(true, Ordering::Relaxed);
+    primary.write_some(10);
+    primary.barrier();
+    wait_for("the stall", || link.status().reason.contains("stalled"));
+    assert_eq!(link.status().interruptions, 0, "heartbeats are fine");
+    proxy.state.hold_tcp.store(false, Ordering::Relaxed);
+    wait_state(&link, LinkState::Live);
+    primary.sync();
+    primary.assert_equal(&store);
+    link.stop();
+    peer.stop();
+}
+
+#[test]
+fn damaged_payload_is_answered_and_sent_again() {
+    let (primary, store) = (Primary::new(), Arc::new(Store::default()));
+    let peer = peer(&store);
+    let proxy = Proxy::start(peer.listen_addr());
+    let link = link(&primary, proxy.addr, 2);
+    wait_state(&link, LinkState::Live);
+    proxy.state.damage.store(true, Ordering::Relaxed);
+    primary.write(0, 512 << 10);
+    primary.barrier();
+    wait_for("the reason", || link.status().reason.contains("checksum"));
+    wait_state(&link, LinkState::Live);
+    primary.sync();
+    primary.assert_equal(&store);
+    assert!(peer.status().refused.frames_bad >= 1);
+    link.stop();
+    peer.stop();
+}
+
+#[test]
+fn restarted_primary_goes_on() {
+    let (primary, store) = (Primary::new(), Arc::new(Store::default()));
+    let peer = peer(&store);
+    for _ in 0..4 {
+        let link = link(&primary, peer.listen_addr(), 3);
+        primary.write_some(30);
+        wait_state(&link, LinkState::Live);
+        primary.sync();
+        primary.write_some(30);
+        primary.barrier();
+        link.stop();
+        primary.write_some(10);
+    }
+    let link = link(&primary, peer.listen_addr(), 5);
+    wait_state(&link, LinkState::Live);
+    primary.sync();
+    primary.assert_equal(&store);
+    assert_eq!(peer.status().sessions[0].elements.len(), 5);
+    link.stop();
+    peer.stop();
+}

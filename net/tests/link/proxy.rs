@@ -15,6 +15,8 @@ pub(crate) struct State {
     pub(crate) cut_to_primary: AtomicBool,
     /// Forward no TCP bytes, without closing anything.
     pub(crate) hold_tcp: AtomicBool,
+    /// Flip a bit in the next large piece of data, once.
+    pub(crate) damage: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
     /// The last datagram of the primary, for replaying.
     pub(crate) seen: Mutex<Vec<Vec<u8>>>,
@@ -131,6 +133,9 @@ fn copy(state: &State, mut from: TcpStream, mut to: TcpStream) {
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         while state.hold_tcp.load(Ordering::Relaxed) && !state.stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if length > 32 << 10 && state.damage.swap(false, Ordering::Relaxed) {
+            buffer[length - 1] ^= 4;
         }
         if to.write_all(&buffer[..length]).is_err() {
             break;
