@@ -288,11 +288,11 @@ impl Header {
     pub fn finish(&self, body: Bytes) -> Result<MirrorRequest, CodecError> {
         finish(self, body)
     }
-    /// As [`Self::finish`] for a write whose payload is left out.
-    pub(crate) fn without_payload(&self) -> Option<MirrorRequest> {
-        (self.kind == KIND_WRITE).then(|| {
-            self.request(Body::Write { offset: self.offset, payload: Bytes::new(), crc: self.body_crc })
-        })
+    /// As [`Self::finish`] for a write, with the beginning of `instead` in place of its payload.
+    pub(crate) fn with_payload_unchecked(&self, instead: &'static [u8]) -> Option<MirrorRequest> {
+        let payload = Bytes::from_static(instead.get(..self.body_bytes())?);
+        (self.kind == KIND_WRITE)
+            .then(|| self.request(Body::Write { offset: self.offset, payload, crc: self.body_crc }))
     }
     fn request(&self, body: Body) -> MirrorRequest {
         MirrorRequest {

@@ -83,7 +83,7 @@ pub(crate) fn begin(core: &mut Core, peer: &[PeerLun], due: &mut Due) -> Session
             core.begin_resync(id, whole, false);
         }
     }
-    core.cursor = 0;
+    core.rewind();
     core.live = true;
     core.session += 1;
     let first_epoch = core.first_record_epoch().unwrap_or(core.open_epoch);
