@@ -127,7 +127,7 @@ pub(crate) fn open(config: &LogConfig) -> Result<Opened, LogError> {
             region_epoch,
             locally_synced: Epoch(0),
             uncertain: !lun.clean || !clean,
-            dropped_before: 0,
+            dropped_before: recovered.dropped_before[index],
             base: None,
             resync: Resync::Off,
             begin_epoch: None,

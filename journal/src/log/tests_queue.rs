@@ -3,6 +3,7 @@
 
 use super::tests::*;
 use super::*;
+use crate::ids::Incarnation;
 use std::path::Path;
 use std::sync::mpsc;
 
@@ -458,8 +459,8 @@ fn one_luns_resync_leaves_the_others_replay_alone() {
     source(&log, LunId(1));
     log.begin_session(&[created(0), created(1)]).unwrap();
     let mut durable = [Epoch(0); 2];
-    let mut ends = 0;
-    while ends < 2 {
+    let mut ends = Vec::new();
+    while ends.len() < 2 || durable.iter().any(|epoch| !ends.contains(epoch)) {
         let Next::Request(request) = log.next(WAIT) else { panic!("no record") };
         match &request.body {
             Body::Barrier { previous } => {
@@ -469,15 +470,9 @@ fn one_luns_resync_leaves_the_others_replay_alone() {
                 }
                 log.durable(request.epoch);
             }
-            Body::ResyncEnd => ends += 1,
+            Body::ResyncEnd => ends.push(request.epoch),
             _ => {}
         }
-    }
-    while log.status().resync_regions_left > 0 || log.status().durable_epoch < durable[0].max(durable[1]) {
-        let Next::Request(request) = log.next(WAIT) else { panic!("no record") };
-        let Body::Barrier { previous } = &request.body else { continue };
-        previous.iter().for_each(|(lun, _)| durable[usize::from(lun.0)] = request.epoch);
-        log.durable(request.epoch);
     }
     log.end_session();
     let last = {
@@ -491,4 +486,40 @@ fn one_luns_resync_leaves_the_others_replay_alone() {
     let taken = take_until(&log, barrier_of(last));
     assert_eq!(writes(&taken), [2]);
     assert_eq!(taken.last().unwrap().body, Body::Barrier { previous: vec![(LunId(1), durable[1])] });
+}
+
+#[test]
+fn killed_process_leaves_a_prefix_that_ends_with_a_barrier() {
+    const DIR: &str = "MIRRORFS_TEST_QUEUE_DIR";
+    if let Some(dir) = std::env::var_os(DIR) {
+        // The child: writes until it is killed.
+        let (log, _) = after_outage(Path::new(&dir));
+        loop {
+            fill(&log, 64, 4, 16384);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "log::tests_queue::killed_process_leaves_a_prefix_that_ends_with_a_barrier"])
+        .env(DIR, dir.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("something in the queue", || {
+        let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).map_or(0, |data| data.len());
+        segment::list(dir.path()).is_ok_and(|firsts| {
+            firsts.iter().map(|first| bytes(&segment::path_of(dir.path(), *first))).sum::<u64>() > 20 << 20
+        })
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let log = reopened(dir.path(), false);
+    let kept = log.list(usize::MAX);
+    let queue: Vec<_> =
+        kept.iter().filter(|request| request.sequence.incarnation() == Incarnation(1)).collect();
+    assert!(queue.len() > 100);
+    assert!(matches!(queue.last().unwrap().body, Body::Barrier { .. }));
+    // All but the marked regions are in the queue: what is kept has no hole.
+    let bytes: Vec<u8> = writes(&kept);
+    assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == (index % 64) as u8));
 }

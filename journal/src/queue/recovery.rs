@@ -24,6 +24,8 @@ pub(crate) struct Recovered {
     pub(crate) chains: Vec<Vec<(Epoch, Epoch)>>,
     /// Per LUN and region: last epoch with a request that is kept.
     pub(crate) region_epochs: Vec<Vec<(RegionNo, Epoch)>>,
+    /// Per LUN: records before this number are covered by a resync that begins there; 0 if none.
+    pub(crate) dropped_before: Vec<u64>,
     /// Regions of records that were cut off.
     pub(crate) cut_regions: Vec<(LunId, RegionNo)>,
     /// Epochs of kept `ResyncBegin` and `ResyncEnd` records.
@@ -51,11 +53,12 @@ pub(crate) fn recover(
     let mut out = Recovered {
         chains: vec![Vec::new(); luns.len()],
         region_epochs: vec![Vec::new(); luns.len()],
+        dropped_before: vec![0; luns.len()],
         ..Recovered::default()
     };
     let mut keep: Option<u64> = None;
     let mut pending: Vec<(LunId, RegionNo)> = Vec::new();
-    let mut pending_marks: Vec<(bool, LunId, Epoch)> = Vec::new();
+    let mut pending_marks: Vec<(bool, LunId, Epoch, u64)> = Vec::new();
     let mut expected: Option<u64> = None;
     let mut index = 0;
     'segments: while let Some(first) = firsts.get(index).copied() {
@@ -96,6 +99,16 @@ pub(crate) fn recover(
                     break 'segments;
                 }
                 if let Body::Barrier { previous } = &request.body {
+                    for (begin, lun, _, sequence) in &pending_marks {
+                        let chain = &mut out.chains[usize::from(lun.0)];
+                        let before =
+                            previous.iter().find(|(named, _)| named == lun).map(|(_, before)| *before);
+                        if *begin && chain.last().is_some_and(|(_, last)| Some(*last) != before) {
+                            // The LUN begins anew here, from what its mirror said to have.
+                            chain.clear();
+                            out.dropped_before[usize::from(lun.0)] = *sequence;
+                        }
+                    }
                     if let Some(what) = gap(&out.chains, previous) {
                         out.doubt =
                             Some(format!("{}: {what} before epoch {}", path.display(), request.epoch));
@@ -107,7 +120,7 @@ pub(crate) fn recover(
                     for (lun, region) in pending.drain(..) {
                         out.region_epochs[usize::from(lun.0)].push((region, request.epoch));
                     }
-                    for (begin, lun, epoch) in pending_marks.drain(..) {
+                    for (begin, lun, epoch, _) in pending_marks.drain(..) {
                         if begin { &mut out.begins } else { &mut out.ends }.push((lun, epoch));
                     }
                     keep = Some(request.sequence.0);
@@ -116,7 +129,7 @@ pub(crate) fn recover(
                     pending.push((request.lun, RegionNo::of(offset)));
                 } else {
                     let begin = matches!(request.body, Body::ResyncBegin { .. });
-                    pending_marks.push((begin, request.lun, request.epoch));
+                    pending_marks.push((begin, request.lun, request.epoch, request.sequence.0));
                 }
                 out.records += 1;
                 out.first.get_or_insert(request.sequence.0);
