@@ -2,6 +2,7 @@
 
 use super::LogError;
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,13 +20,15 @@ pub(crate) fn acquire(dir: &Path) -> Result<File, LogError> {
         .open(&path)
         .map_err(|source| LogError::Io { action: "open", path: path.clone(), source })?;
     for _ in 0..ATTEMPTS {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
-            Err(std::fs::TryLockError::Error(source)) => {
-                return Err(LogError::Io { action: "lock", path, source });
-            }
+        // SAFETY: the descriptor is open, the call takes numbers only.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(file);
         }
+        let source = std::io::Error::last_os_error();
+        if source.kind() != std::io::ErrorKind::WouldBlock {
+            return Err(LogError::Io { action: "lock", path, source });
+        }
+        std::thread::sleep(PAUSE);
     }
     Err(LogError::InUse { path: dir.to_path_buf() })
 }

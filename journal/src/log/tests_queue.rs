@@ -252,7 +252,7 @@ fn flipped_byte_is_found_by_verify_and_by_the_next_mount() {
     assert_eq!(QueueView::open(dir.path()).unwrap().verify().unwrap().len(), 1);
     let log = reopened(dir.path(), true);
     let left = log.status().queued_requests;
-    assert!(left < 40 && left % 4 == 0, "{left}");
+    assert!(left < 40 && left.is_multiple_of(4), "{left}");
     let start = log.begin_session(&[at(0, epoch)]).unwrap();
     assert_eq!(start.resync.len(), 1);
     let (_, taken) = sync_fully(&log);
@@ -322,7 +322,7 @@ fn spent_budget_keeps_a_prefix_and_resyncs_the_rest() {
     }
     until("given up", || log.status().queue_given_up.is_some());
     let kept = log.status().queued_requests;
-    assert!(kept >= 6 && kept < 17, "{kept}");
+    assert!((6..17).contains(&kept), "{kept}");
     write(&log, LUN, 63 << 20, 2, 4096);
     assert!(log.status().resync_regions_left > 0);
     let start = log.begin_session(&[at(0, epoch)]).unwrap();
