@@ -238,7 +238,8 @@ pub fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<Header, CodecError> {
         KIND_WRITE => body_bytes == header.length,
         KIND_CHECK => body_bytes == 16,
         KIND_BARRIER => {
-            body_bytes % PREVIOUS_BYTES as u64 == 0 && body_bytes <= (PREVIOUS_MAX * PREVIOUS_BYTES) as u64
+            body_bytes.is_multiple_of(PREVIOUS_BYTES as u64)
+                && body_bytes <= (PREVIOUS_MAX * PREVIOUS_BYTES) as u64
         }
         KIND_DISCARD | KIND_RESYNC_BEGIN | KIND_RESYNC_END => body_bytes == 0 && header.body_crc == 0,
         _ => return Err(CodecError::Field("kind")),
@@ -249,7 +250,7 @@ pub fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<Header, CodecError> {
     let ranged = matches!(header.kind, KIND_WRITE | KIND_DISCARD | KIND_CHECK);
     if ranged {
         let last = header.offset.checked_add(header.length).ok_or(CodecError::Field("offset"))?;
-        let aligned = header.offset % 512 == 0 && header.length % 512 == 0;
+        let aligned = header.offset.is_multiple_of(512) && header.length.is_multiple_of(512);
         if header.length == 0 || !aligned || header.offset / REGION_BYTES != (last - 1) / REGION_BYTES {
             return Err(CodecError::Field("range"));
         }
@@ -288,11 +289,11 @@ impl Header {
     pub fn finish(&self, body: Bytes) -> Result<MirrorRequest, CodecError> {
         finish(self, body)
     }
-    /// As [`Self::finish`] for a write whose payload is left out.
-    pub(crate) fn without_payload(&self) -> Option<MirrorRequest> {
-        (self.kind == KIND_WRITE).then(|| {
-            self.request(Body::Write { offset: self.offset, payload: Bytes::new(), crc: self.body_crc })
-        })
+    /// As [`Self::finish`] for a write, with the beginning of `instead` in place of its payload.
+    pub(crate) fn with_payload_unchecked(&self, instead: &'static [u8]) -> Option<MirrorRequest> {
+        let payload = Bytes::from_static(instead.get(..self.body_bytes())?);
+        (self.kind == KIND_WRITE)
+            .then(|| self.request(Body::Write { offset: self.offset, payload, crc: self.body_crc }))
     }
     fn request(&self, body: Body) -> MirrorRequest {
         MirrorRequest {

@@ -6,6 +6,7 @@
 pub mod codec;
 pub mod ids;
 pub mod log;
+mod queue;
 mod regions;
 pub mod request;
 

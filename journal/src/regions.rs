@@ -573,3 +573,7 @@ fn ones(words: &[u64]) -> impl Iterator<Item = RegionNo> + '_ {
         (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| RegionNo(at as u64 * 64 + bit))
     })
 }
+
+#[cfg(test)]
+#[path = "regions_tests.rs"]
+mod tests;

@@ -12,8 +12,22 @@ pub mod config;
 pub mod connection;
 pub mod link;
 pub mod peer;
+mod refused;
 pub mod status;
 pub mod store;
 pub mod supervise;
 pub mod transport;
+mod waker;
 pub mod wire;
+
+/// Random, never 0; for boot ids and seeds.
+fn random_nonzero() -> std::io::Result<u64> {
+    loop {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+        let value = u64::from_le_bytes(bytes);
+        if value != 0 {
+            return Ok(value);
+        }
+    }
+}

@@ -6,9 +6,12 @@
 use super::types::{LogConfig, OnOutage, RegionSource};
 use super::waiters::{Due, Waiters};
 use crate::ids::{Epoch, LunId, RegionNo, Sequence};
+use crate::queue::disk::Disk;
 use crate::regions::RegionMap;
 use crate::request::{Body, MirrorRequest, Origin};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -61,6 +64,20 @@ impl LunState {
     }
 }
 
+/// Answer of [`Core::take_next`].
+pub(crate) enum Taken {
+    Record(Arc<MirrorRequest>),
+    /// The next record lies in this segment: to be read, with the lock released, from here.
+    Read {
+        segment: u64,
+        file: Arc<File>,
+        from: u64,
+        end: u64,
+        cuts: u64,
+    },
+    Nothing,
+}
+
 pub(crate) struct Held {
     pub(crate) request: Arc<MirrorRequest>,
     pub(crate) applied: bool,
@@ -100,6 +117,26 @@ pub(crate) struct Core {
     sent: VecDeque<(Epoch, u64)>,
     sent_requests: u64,
     pub(crate) given_up: Option<String>,
+    pub(crate) disk: Disk,
+    /// Segment that the spiller goes on with.
+    pub(crate) current: Option<u64>,
+    /// Segment that it is writing to at the moment.
+    pub(crate) writing: Option<u64>,
+    /// While live: records from this number on go to disk, memory is full.
+    pub(crate) overflow_from: Option<u64>,
+    /// Counts the times that the log's end was cut off.
+    pub(crate) cuts: u64,
+    /// The index has to forget what lies behind this record.
+    pub(crate) cut_after: Option<u64>,
+    /// Files to be unlinked, and whether only after the region marks are durable.
+    pub(crate) garbage: Vec<(PathBuf, bool)>,
+    /// Records read from disk for the dispatcher.
+    pub(crate) ahead: VecDeque<Arc<MirrorRequest>>,
+    /// Segment and offset up to which they were read.
+    reader: Option<(u64, u64)>,
+    pub(crate) spiller_sleeps: bool,
+    /// Last record retired.
+    pub(crate) durable_last: u64,
     pub(crate) waiters: Waiters,
     applied_elsewhere: HashSet<u64>,
     checks: HashMap<u64, (LunId, RegionNo)>,
@@ -145,6 +182,17 @@ impl Core {
             sent: VecDeque::new(),
             sent_requests: 0,
             given_up: None,
+            disk: Disk::default(),
+            current: None,
+            writing: None,
+            overflow_from: None,
+            cuts: 0,
+            cut_after: None,
+            garbage: Vec::new(),
+            ahead: VecDeque::new(),
+            reader: None,
+            spiller_sleeps: false,
+            durable_last: 0,
             waiters: Waiters::default(),
             applied_elsewhere: HashSet::new(),
             checks: HashMap::new(),
@@ -158,28 +206,163 @@ impl Core {
 
     /// Epoch of the oldest record that the log has.
     pub(crate) fn first_record_epoch(&self) -> Option<Epoch> {
-        self.memory.first_key_value().map(|(_, held)| held.request.epoch)
+        let memory = self.memory.first_key_value().map(|(_, held)| held.request.epoch);
+        let disk = self.disk.at_or_after(0).and_then(|segment| segment.marks.front()).map(|mark| mark.epoch);
+        memory.into_iter().chain(disk).min()
     }
 
     /// Highest epoch up to which all that waits is in the fdatasynced queue; 0 if there is none.
     pub(crate) fn queue_synced(&self) -> Epoch {
-        Epoch(0)
+        let memory =
+            self.memory.values().find(|held| !is_volatile(&held.request)).map(|held| held.request.epoch);
+        let first_lacking = memory.into_iter().chain(self.disk.first_unsynced()).min();
+        first_lacking.map_or(self.last_closed, |first| Epoch(first.0.saturating_sub(1)))
+    }
+
+    /// Someone waits until the queue is durable.
+    pub(crate) fn wants_sync(&self) -> bool {
+        !self.live && self.waiters.waits_durable() && self.disk.first_unsynced().is_some()
+    }
+
+    pub(crate) fn note_applied(&mut self, key: u64) {
+        if self.live {
+            self.applied_elsewhere.insert(key);
+        }
+    }
+
+    /// What the cut after `keep` means for the LUNs: the regions of all that goes are marked for a resync.
+    pub(crate) fn cut_bookkeeping(&mut self, keep: Epoch) {
+        for state in &mut self.luns {
+            let lost = state.region_epoch.iter().enumerate().filter(|(_, last)| **last > keep.0);
+            state.map.set_resync(lost.map(|(region, _)| RegionNo(region as u64)), true);
+            while state.retained.back().is_some_and(|epoch| *epoch > keep) {
+                state.retained.pop_back();
+            }
+            state.in_open = false;
+            if state.begin_epoch.is_some_and(|begin| begin > keep) {
+                state.begin_epoch = None;
+            }
+            if matches!(state.resync, Resync::Ending(end) if end > keep) {
+                let (cursor, in_flight) = (RegionNo(0), VecDeque::new());
+                state.resync = Resync::Running { cursor, skip_holes: false, in_flight };
+            }
+        }
+        self.last_closed = keep.max(self.durable);
+        if self.open_requests > 0 {
+            self.open_epoch = self.open_epoch.next();
+        }
+        self.open_requests = 0;
+        self.open_bytes = 0;
+        self.open_since = None;
+        self.reader = None;
+    }
+
+    /// Begins to send from the oldest record on.
+    pub(crate) fn rewind(&mut self) {
+        self.cursor = 0;
+        self.ahead.clear();
+        self.reader = None;
+        self.overflow_from = None;
+        if self.disk.bytes_from(0) > self.memory_bytes_max / 2 {
+            self.overflow_from = Some(self.next_sequence.0);
+        }
+    }
+
+    /// Lets records go to disk when memory is full, and back when what is left there fits into memory.
+    fn balance(&mut self) {
+        if !self.live || self.given_up.is_some() {
+            return;
+        }
+        if self.overflow_from.is_none() {
+            if self.memory_bytes() > self.memory_bytes_max {
+                self.overflow_from = Some(self.next_sequence.0);
+            }
+        } else if self.memory_bytes() < self.memory_bytes_max / 2
+            && self.memory_bytes() + self.disk.bytes_from(self.cursor) < self.memory_bytes_max / 2
+        {
+            self.overflow_from = None;
+        }
+    }
+
+    /// Drops from the disk part what is durable on the mirror.
+    pub(crate) fn retire_disk(&mut self) {
+        let (requests, last, gone) = self.disk.retire(self.durable, self.writing);
+        self.totals.retired_requests += requests;
+        self.durable_last = self.durable_last.max(last);
+        self.discard_segments(gone, false);
     }
 
     pub(crate) fn resync_may_append(&self) -> bool {
-        self.memory_bytes() < self.memory_bytes_max / 2
+        self.overflow_from.is_none() && self.memory_bytes() < self.memory_bytes_max / 2
     }
 
-    /// The next record to send.
-    pub(crate) fn take_next(&mut self) -> Option<Arc<MirrorRequest>> {
+    /// The next record to send, or where it has to be read.
+    pub(crate) fn take_next(&mut self) -> Taken {
         loop {
-            let (key, held) = self.memory.range(self.cursor..).next()?;
-            self.cursor = key + 1;
-            let request = Arc::clone(&held.request);
+            let in_memory = self.memory.range(self.cursor..).next().map(|(key, held)| (*key, &held.request));
+            let on_disk = self.disk.at_or_after(self.cursor);
+            let request = match (in_memory, on_disk) {
+                (None, None) => return Taken::Nothing,
+                (Some((key, request)), segment)
+                    if segment.is_none_or(|segment| key < segment.first.max(self.cursor)) =>
+                {
+                    Arc::clone(request)
+                }
+                (_, Some(segment)) => {
+                    while self.ahead.front().is_some_and(|request| request.sequence.0 < self.cursor) {
+                        self.ahead.pop_front();
+                    }
+                    let within = |request: &&Arc<MirrorRequest>| {
+                        (segment.first..=segment.last).contains(&request.sequence.0)
+                    };
+                    if let Some(request) = self.ahead.front().filter(within) {
+                        Arc::clone(request)
+                    } else {
+                        let from = match self.reader {
+                            Some((first, at)) if first == segment.first => at.max(segment.start),
+                            _ => Disk::offset_of(segment, self.cursor),
+                        };
+                        let file = Arc::clone(&segment.file);
+                        return Taken::Read {
+                            segment: segment.first,
+                            file,
+                            from,
+                            end: segment.end,
+                            cuts: self.cuts,
+                        };
+                    }
+                }
+                (Some(_), None) => return Taken::Nothing,
+            };
+            self.cursor = request.sequence.0 + 1;
             if let Some(request) = self.prepare(&request) {
                 self.note_sent(&request);
-                return Some(request);
+                return Taken::Record(request);
             }
+        }
+    }
+
+    /// Takes in what was read for [`Taken::Read`]; an error says why the queue can't be read on.
+    pub(crate) fn took(
+        &mut self,
+        segment: u64,
+        found: Vec<MirrorRequest>,
+        next: Result<u64, String>,
+    ) -> Result<(), (u64, String)> {
+        let last = found.last().map_or(self.cursor, |request| request.sequence.0 + 1);
+        let cursor = self.cursor;
+        self.ahead.clear();
+        self.ahead.extend(found.into_iter().filter(|request| request.sequence.0 >= cursor).map(Arc::new));
+        match next {
+            Ok(next) => {
+                self.reader = Some((segment, next));
+                let end = self.disk.segments.get(&segment).map_or(0, |segment| segment.end);
+                if self.ahead.is_empty() && next >= end && self.disk.segments.contains_key(&segment) {
+                    return Err((cursor, "a record is missing".into()));
+                }
+                Ok(())
+            }
+            Err(what) => Err((last, what)),
         }
     }
 
@@ -257,6 +440,9 @@ impl Core {
         self.totals.appended_requests += 1;
         self.totals.appended_bytes += payload_bytes;
         self.put(MirrorRequest { sequence, epoch, lun, origin, accepted_ms, body });
+        if self.overflow_from.is_none() {
+            self.balance();
+        }
         super::Appended { sequence, epoch }
     }
 
@@ -426,6 +612,9 @@ impl Core {
             self.sent_requests -= count;
             self.sent.pop_front();
         }
+        self.durable_last = self.durable_last.max(last);
+        self.retire_disk();
+        let last = self.durable_last;
         if !self.applied_elsewhere.is_empty() {
             self.applied_elsewhere.retain(|key| *key > last);
         }
@@ -457,12 +646,13 @@ impl Core {
             }
         }
         self.waiters.durable(Sequence(last), epoch, due);
+        self.balance();
     }
 
     pub(crate) fn wait_applied(&mut self, sequence: Sequence, waiter: super::Waiter, due: &mut Due) {
         let known = match self.memory.get(&sequence.0) {
             Some(held) => held.applied,
-            None => self.applied_elsewhere.contains(&sequence.0) || self.is_retired(sequence),
+            None => self.applied_elsewhere.contains(&sequence.0) || sequence.0 <= self.durable_last,
         };
         if known {
             due.push((waiter, super::Waited::Mirrored));
@@ -470,14 +660,6 @@ impl Core {
         }
         self.waiters.wait_applied(sequence, waiter);
         self.settle(due);
-    }
-
-    fn is_retired(&self, sequence: Sequence) -> bool {
-        self.given_up.is_none()
-            && self
-                .memory
-                .first_key_value()
-                .map_or(sequence < self.next_sequence, |(first, _)| sequence.0 < *first)
     }
 
     pub(crate) fn wait_durable(&mut self, epoch: Epoch, waiter: super::Waiter, due: &mut Due) {
@@ -494,7 +676,14 @@ impl Core {
         if self.live || !self.waiters.waits() {
             return;
         }
-        self.waiters.outage(|_| true, |_| true, due);
+        let synced = self.queue_synced();
+        let given_up = self.given_up.is_some();
+        let memory = &self.memory;
+        self.waiters.outage(
+            |sequence| given_up || !memory.contains_key(&sequence.0),
+            |epoch| given_up || epoch <= synced,
+            due,
+        );
     }
 
     pub(crate) fn set_policy(&mut self, policy: OnOutage, due: &mut Due) {

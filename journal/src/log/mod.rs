@@ -10,9 +10,13 @@
 mod core;
 mod judge;
 mod lock;
+mod open;
 mod session;
+mod spill;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_queue;
 mod threads;
 mod types;
 mod view;
@@ -22,15 +26,19 @@ pub use crate::regions::RegionHold;
 pub use types::*;
 pub use view::QueueView;
 
-use self::core::{Core, LunState, Resync};
+use self::core::{Core, Resync, Taken};
 use crate::ids::{Epoch, LunId, RegionNo, Sequence};
+use crate::queue::{recovery, segment};
 use crate::regions::RegionMap;
 use crate::request::{Body, MirrorRequest, Origin};
-use parking_lot::{Condvar, Mutex};
-use std::collections::VecDeque;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// An append waits for the spiller when memory exceeds its bound by this.
+const MEMORY_SLACK: u64 = 32 << 20;
+const SPILL_WAIT: Duration = Duration::from_millis(50);
 
 /// What the log's threads share.
 pub(crate) struct Shared {
@@ -41,6 +49,12 @@ pub(crate) struct Shared {
     arrived: Condvar,
     timer_wake: Condvar,
     resync_wake: Condvar,
+    spill_wake: Condvar,
+    /// Records left memory for the disk, or won't.
+    spilled: Condvar,
+    /// One fdatasync of the queue at a time; who waited finds it done.
+    sync_turn: Mutex<()>,
+    queue_bytes_max: u64,
 }
 
 /// The mirror log of one link. Shared by `Arc`; all methods take `&self`; none blocks on the network.
@@ -65,48 +79,23 @@ impl MirrorLog {
         };
         std::fs::create_dir_all(&config.dir).map_err(io("create", &config.dir))?;
         let lock = lock::acquire(&config.dir)?;
-        let mut luns = Vec::new();
-        let mut maps = Vec::new();
-        for lun in &config.luns {
-            let (map, known) = RegionMap::open(&config.dir, lun.uuid, lun.generation, lun.size_bytes)
-                .map_err(io("open the region map in", &config.dir))?;
-            let map = Arc::new(map);
-            if lun.all_regions {
-                map.set_resync_all();
-            } else if !lun.clean {
-                map.resync_marked(false);
-            }
-            map.flush().map_err(io("write", map.path()))?;
-            let state = map.state();
-            let durable = lun.durable_epoch.max(state.durable).max(map.floor());
-            luns.push(LunState {
-                id: lun.id,
-                durable,
-                durable_previous: if durable == state.durable { state.durable_previous } else { Epoch(0) },
-                retained: VecDeque::new(),
-                in_open: false,
-                region_epoch: vec![0; map.regions() as usize],
-                locally_synced: Epoch(0),
-                uncertain: !lun.clean || !known,
-                dropped_before: 0,
-                base: None,
-                resync: Resync::Off,
-                begin_epoch: None,
-                source: None,
-                map: Arc::clone(&map),
-            });
-            maps.push(map);
+        let error = io("use", &config.dir);
+        if config.luns.len() > crate::codec::PREVIOUS_MAX {
+            let limit = format!("more than {} LUNs in one link", crate::codec::PREVIOUS_MAX);
+            return Err(error(std::io::Error::other(limit)));
         }
-        let mut core = Core::new(&config, luns);
-        core.durable = core.luns.iter().map(|state| state.durable).max().unwrap_or_default();
-        core.last_closed = core.durable;
+        let opened = open::open(&config)?;
+        let (mut core, maps) = (opened.core, opened.maps);
         for index in 0..core.luns.len() {
-            let map = &core.luns[index].map;
-            if map.needs_resync() || map.state().resyncing {
-                let (id, whole) = (core.luns[index].id, map.all_resync());
-                core.begin_resync(id, whole, false);
-            }
+            open::resume_resync(&mut core, index, &opened.begins, &opened.ends);
         }
+        let queue_bytes_max = match config.queue_bytes_max {
+            Some(bytes) => bytes,
+            None => {
+                open::default_budget(&config.dir).map_err(io("ask for the free space of", &config.dir))?
+            }
+        };
+        let index = opened.index;
         let shared = Arc::new(Shared {
             config,
             core: Mutex::new(core),
@@ -114,10 +103,15 @@ impl MirrorLog {
             arrived: Condvar::new(),
             timer_wake: Condvar::new(),
             resync_wake: Condvar::new(),
+            spill_wake: Condvar::new(),
+            spilled: Condvar::new(),
+            sync_turn: Mutex::new(()),
+            queue_bytes_max,
         });
         let log = Self { shared, threads: Mutex::new(Vec::new()), _lock: lock };
         log.start("log-timer", threads::timer)?;
         log.start("log-resync", threads::resync)?;
+        log.start("log-spill", move |shared| spill::spiller(shared, index))?;
         Ok(Arc::new(log))
     }
 
@@ -141,6 +135,13 @@ impl MirrorLog {
     pub fn append(&self, lun: LunId, origin: Origin, body: Body) -> Appended {
         let accepted_ms = core::now_ms();
         let mut core = self.shared.core.lock();
+        while core.memory_bytes() > core.memory_bytes_max.saturating_add(MEMORY_SLACK)
+            && !core.closing
+            && core.first_to_spill().is_some()
+        {
+            self.shared.spill_wake.notify_one();
+            self.shared.spilled.wait_for(&mut core, SPILL_WAIT);
+        }
         let appended = core.append(lun, origin, body, accepted_ms);
         self.shared.wake_for_append(&mut core);
         appended
@@ -157,7 +158,21 @@ impl MirrorLog {
     /// at once otherwise. Called by the Flush, side by side with the image's own sync. A failing queue disk is not an
     /// error: the log gives the queue up and reports it.
     pub fn sync_queue(&self, epoch: Epoch) {
-        let _ = epoch;
+        {
+            let mut core = self.shared.core.lock();
+            loop {
+                let waits = core.first_to_spill().and_then(|key| core.memory.get(&key));
+                if core.stopping || waits.is_none_or(|held| held.request.epoch > epoch) {
+                    break;
+                }
+                self.shared.spill_wake.notify_one();
+                self.shared.spilled.wait_for(&mut core, SPILL_WAIT);
+            }
+            if core.stopping || core.disk.first_unsynced().is_none_or(|unsynced| unsynced > epoch) {
+                return;
+            }
+        }
+        spill::sync(&self.shared, epoch);
     }
     /// The image of `lun` has been fdatasynced, covering all requests of epochs up to `epoch`. Lets regions be cleared.
     pub fn locally_synced(&self, lun: LunId, epoch: Epoch) {
@@ -213,14 +228,39 @@ impl MirrorLog {
             if core.closing || !core.live {
                 return Next::Ended;
             }
-            if let Some(request) = core.take_next() {
-                return Next::Request(request);
-            }
-            core.dispatcher_sleeps = true;
-            let timed_out = self.shared.arrived.wait_until(&mut core, deadline).timed_out();
-            core.dispatcher_sleeps = false;
-            if timed_out {
-                return Next::Idle;
+            match core.take_next() {
+                Taken::Record(request) => return Next::Request(request),
+                Taken::Read { segment, file, from, end, cuts } => {
+                    let session = core.session;
+                    let (found, ended) =
+                        MutexGuard::unlocked(&mut core, || segment::read_chunk(&file, from, end));
+                    if core.session != session || core.cuts != cuts {
+                        continue;
+                    }
+                    let next = match ended {
+                        segment::Ended::More(next) => Ok(next),
+                        segment::Ended::End | segment::Ended::Finished { .. } => Ok(end),
+                        segment::Ended::Damaged(damage) => {
+                            Err(format!("segment {segment:016x}, byte {}: {}", damage.offset, damage.what))
+                        }
+                    };
+                    let found = found.into_iter().map(|found| found.request).collect();
+                    if let Err((from, what)) = core.took(segment, found, next) {
+                        let mut due = Vec::new();
+                        core.give_up(format!("damaged: {what}"), from, &mut due);
+                        drop(core);
+                        waiters::call(due);
+                        return Next::Ended;
+                    }
+                }
+                Taken::Nothing => {
+                    core.dispatcher_sleeps = true;
+                    let timed_out = self.shared.arrived.wait_until(&mut core, deadline).timed_out();
+                    core.dispatcher_sleeps = false;
+                    if timed_out {
+                        return Next::Idle;
+                    }
+                }
             }
         }
     }
@@ -258,44 +298,99 @@ impl MirrorLog {
 
     /// Figures for `status`; cheap.
     pub fn status(&self) -> LogStatus {
-        let core = self.shared.core.lock();
         let marked_regions = self.shared.maps.iter().map(|map| map.marked_count()).sum();
         let resync_regions_left = self.shared.maps.iter().map(|map| map.resync_count()).sum();
-        let oldest_ms = core.memory.values().next().map(|held| held.request.accepted_ms);
+        let core = self.shared.core.lock();
+        let in_memory = core.memory.values().next().map(|held| held.request.accepted_ms);
+        let on_disk =
+            core.disk.at_or_after(0).and_then(|segment| segment.marks.front()).map(|mark| mark.first_ms);
+        let oldest_ms = in_memory.into_iter().chain(on_disk).min();
         LogStatus {
-            waiting_requests: core.memory_requests,
-            waiting_bytes: core.memory_payload,
+            waiting_requests: core.memory_requests + core.disk.requests,
+            waiting_bytes: core.memory_payload + core.disk.bytes,
             oldest_age_ms: oldest_ms.map_or(0, |oldest| core::now_ms().saturating_sub(oldest)),
             in_flight_requests: core.in_flight_requests(),
             memory_bytes: core.memory_payload,
+            queued_requests: core.disk.requests,
+            queued_bytes: core.disk.bytes,
+            queue_disk_bytes: core.disk.disk_bytes(),
+            queue_bytes_max: self.shared.queue_bytes_max,
             queue_given_up: core.given_up.clone(),
             open_epoch: core.open_epoch,
             durable_epoch: core.durable,
             marked_regions,
             resync_regions_left,
+            resync_running: core.luns.iter().any(|state| !matches!(state.resync, Resync::Off)),
             appended_requests: core.totals.appended_requests,
             appended_bytes: core.totals.appended_bytes,
             retired_requests: core.totals.retired_requests,
-            ..LogStatus::default()
         }
     }
     /// Headers of what waits, in order, at most `limit`; payloads are read only by `show`.
     pub fn list(&self, limit: usize) -> Vec<Arc<MirrorRequest>> {
-        self.shared.core.lock().memory.values().take(limit).map(|held| Arc::clone(&held.request)).collect()
+        let (files, memory) = {
+            let core = self.shared.core.lock();
+            let files: Vec<_> = core
+                .disk
+                .segments
+                .values()
+                .map(|segment| (Arc::clone(&segment.file), segment.start, segment.end))
+                .collect();
+            let memory: Vec<_> =
+                core.memory.values().take(limit).map(|held| Arc::clone(&held.request)).collect();
+            (files, memory)
+        };
+        let mut listed = Vec::new();
+        for (file, mut at, end) in files {
+            while at < end && listed.len() < limit {
+                let (found, ended) = segment::read_chunk(&file, at, end);
+                listed.extend(found.into_iter().map(|found| Arc::new(found.request)));
+                let segment::Ended::More(next) = ended else { break };
+                at = next;
+            }
+        }
+        listed.extend(memory);
+        listed.sort_by_key(|request| request.sequence);
+        listed.dedup_by_key(|request| request.sequence);
+        listed.truncate(limit);
+        listed
     }
     /// Makes what waits durable in the queue and closes it: after this no process is needed to keep it. Returns the last
     /// epoch that the peer reported durable for each LUN, for the labels. `next` answers `Ended` from now on.
     pub fn close(&self) -> Vec<(LunId, Epoch)> {
-        let durable = self.shared.with_due(|core, due| {
+        self.shared.with_due(|core, _| {
             core.close_open(LunId(0));
             core.forget_session();
             core.closing = true;
-            core.waiters.fail(due);
-            core.luns.iter().map(|state| (state.id, state.durable)).collect()
         });
         self.shared.arrived.notify_all();
+        {
+            let mut core = self.shared.core.lock();
+            while core.first_to_spill().is_some() && !core.stopping {
+                self.shared.spill_wake.notify_one();
+                self.shared.spilled.wait_for(&mut core, SPILL_WAIT);
+            }
+            if let Err(error) = core.finish_runs() {
+                log::error!("queue: {error}");
+            }
+        }
+        spill::sync(&self.shared, Epoch(u64::MAX));
+        self.shared.with_due(|core, due| {
+            core.settle(due);
+            core.waiters.fail(due);
+        });
         threads::tidy(&self.shared, true);
+        let stopped_before = self.shared.core.lock().stopping;
         self.stop();
+        let core = self.shared.core.lock();
+        let durable = core.luns.iter().map(|state| (state.id, state.durable)).collect();
+        let last = core.disk.segments.values().next_back().map_or(0, |segment| segment.last);
+        if !stopped_before
+            && core.disk.first_unsynced().is_none()
+            && let Err(error) = recovery::write_clean(&self.shared.config.dir, last)
+        {
+            log::error!("queue {}: {error}", self.shared.config.dir.display());
+        }
         durable
     }
 
@@ -307,7 +402,7 @@ impl MirrorLog {
         self.shared.maps.get(usize::from(lun.0)).map(|map| map.hold(region))
     }
 
-    fn start(&self, name: &str, body: fn(&Shared)) -> Result<(), LogError> {
+    fn start(&self, name: &str, body: impl FnOnce(&Shared) + Send + 'static) -> Result<(), LogError> {
         let shared = Arc::clone(&self.shared);
         let path = self.shared.config.dir.clone();
         let thread = std::thread::Builder::new()
@@ -326,6 +421,8 @@ impl MirrorLog {
         }
         self.shared.arrived.notify_all();
         self.shared.timer_wake.notify_all();
+        self.shared.spill_wake.notify_all();
+        self.shared.spilled.notify_all();
         self.shared.resync_wake.notify_all();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             // The resync thread itself may hold the last reference to the log, through its region source.
@@ -358,6 +455,10 @@ impl Shared {
 
     /// Wakes who sleeps until there is a record.
     fn wake_for_append(&self, core: &mut Core) {
+        if core.spiller_sleeps && (!core.live || core.overflow_from.is_some() || !core.garbage.is_empty()) {
+            core.spiller_sleeps = false;
+            self.spill_wake.notify_one();
+        }
         if core.dispatcher_sleeps && core.live {
             core.dispatcher_sleeps = false;
             self.arrived.notify_one();

@@ -62,6 +62,10 @@ pub(crate) fn begin(core: &mut Core, peer: &[PeerLun], due: &mut Due) -> Session
     // What no LUN lacks goes; records of dropped LUNs stay in between and are passed over.
     let lacking = core.luns.iter().filter_map(|state| state.retained.front().copied()).min();
     core.retire(lacking.map_or(core.last_closed, |first| Epoch(first.0 - 1)), due);
+    if !whole.is_empty() {
+        // Some of it may never have been sent: its files stay until the marks are durable.
+        core.garbage.iter_mut().for_each(|(_, unsent)| *unsent = true);
+    }
     for (id, created) in whole {
         core.luns[usize::from(id.0)].dropped_before = core.next_sequence.0;
         core.begin_resync(id, true, created);
@@ -83,7 +87,7 @@ pub(crate) fn begin(core: &mut Core, peer: &[PeerLun], due: &mut Due) -> Session
             core.begin_resync(id, whole, false);
         }
     }
-    core.cursor = 0;
+    core.rewind();
     core.live = true;
     core.session += 1;
     let first_epoch = core.first_record_epoch().unwrap_or(core.open_epoch);

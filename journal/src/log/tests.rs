@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
-const LUN: LunId = LunId(0);
-const WAIT: Duration = Duration::from_secs(10);
+pub(super) const LUN: LunId = LunId(0);
+pub(super) const WAIT: Duration = Duration::from_secs(10);
 
-fn lun(id: u16) -> LogLun {
+pub(super) fn lun(id: u16) -> LogLun {
     LogLun {
         id: LunId(id),
         uuid: LunUuid([id as u8 + 1; 16]),
@@ -23,7 +23,7 @@ fn lun(id: u16) -> LogLun {
     }
 }
 
-fn config(dir: &Path, incarnation: u32) -> LogConfig {
+pub(super) fn config(dir: &Path, incarnation: u32) -> LogConfig {
     LogConfig {
         dir: dir.to_path_buf(),
         memory_bytes_max: 64 << 20,
@@ -33,23 +33,23 @@ fn config(dir: &Path, incarnation: u32) -> LogConfig {
     }
 }
 
-fn write(log: &MirrorLog, lun: LunId, offset: u64, byte: u8, length: usize) -> Appended {
+pub(super) fn write(log: &MirrorLog, lun: LunId, offset: u64, byte: u8, length: usize) -> Appended {
     log.ensure_marked(lun, RegionNo::of(offset)).unwrap();
     let payload = Bytes::from(vec![byte; length]);
     let crc = crc32c::crc32c(&payload);
     log.append(lun, Origin::File(12), Body::Write { offset, payload, crc })
 }
 
-fn created(id: u16) -> PeerLun {
+pub(super) fn created(id: u16) -> PeerLun {
     PeerLun { id: LunId(id), durable_epoch: Epoch(0), resyncing: false, created: true }
 }
 
-fn at(id: u16, epoch: Epoch) -> PeerLun {
+pub(super) fn at(id: u16, epoch: Epoch) -> PeerLun {
     PeerLun { id: LunId(id), durable_epoch: epoch, resyncing: false, created: false }
 }
 
 /// Takes records until the one that `last` picks, which comes last.
-fn take_until(log: &MirrorLog, last: impl Fn(&MirrorRequest) -> bool) -> Vec<Arc<MirrorRequest>> {
+pub(super) fn take_until(log: &MirrorLog, last: impl Fn(&MirrorRequest) -> bool) -> Vec<Arc<MirrorRequest>> {
     let mut taken = Vec::new();
     loop {
         match log.next(WAIT) {
@@ -64,15 +64,15 @@ fn take_until(log: &MirrorLog, last: impl Fn(&MirrorRequest) -> bool) -> Vec<Arc
     }
 }
 
-fn barrier_of(epoch: Epoch) -> impl Fn(&MirrorRequest) -> bool {
+pub(super) fn barrier_of(epoch: Epoch) -> impl Fn(&MirrorRequest) -> bool {
     move |request| matches!(request.body, Body::Barrier { .. }) && request.epoch == epoch
 }
 
 /// Source of a resync: each region is one write of its own number; or nothing at all where it is a hole.
-struct Regions {
+pub(super) struct Regions {
     log: std::sync::Weak<MirrorLog>,
     lun: LunId,
-    asked: AtomicU64,
+    pub(super) asked: AtomicU64,
 }
 
 impl RegionSource for Regions {
@@ -93,14 +93,14 @@ impl RegionSource for Regions {
     }
 }
 
-fn source(log: &Arc<MirrorLog>, lun: LunId) -> Arc<Regions> {
+pub(super) fn source(log: &Arc<MirrorLog>, lun: LunId) -> Arc<Regions> {
     let source = Arc::new(Regions { log: Arc::downgrade(log), lun, asked: AtomicU64::new(0) });
     log.set_region_source(lun, Arc::clone(&source) as Arc<dyn RegionSource>);
     source
 }
 
 /// Plays a peer that stores all it gets, until the LUN's resync has ended.
-fn sync_fully(log: &MirrorLog) -> (Epoch, Vec<Arc<MirrorRequest>>) {
+pub(super) fn sync_fully(log: &MirrorLog) -> (Epoch, Vec<Arc<MirrorRequest>>) {
     let mut taken = Vec::new();
     let mut end = None;
     loop {

@@ -188,6 +188,8 @@ pub struct LogStatus {
     pub marked_regions: u64,
     /// Regions still to be resynced, of all LUNs; 0 when no resync runs.
     pub resync_regions_left: u64,
+    /// A resync has begun and its end is not durable on the mirror yet.
+    pub resync_running: bool,
     /// Totals since the mount: requests and bytes appended, retired.
     pub appended_requests: u64,
     /// Bytes appended.

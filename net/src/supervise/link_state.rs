@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Longest back-off; also how long a session must have lasted for the next back-off to be short again.
 pub const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 
+/// Shortest back-off after a refusal: it takes an operator to change it.
+pub const REFUSED_BACK_OFF: Duration = Duration::from_secs(5);
+
 /// Why a session ended or a connect failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndReason {
@@ -355,7 +358,10 @@ impl LinkSupervisor {
                 if self.connected_at.is_some_and(|at| now.since(at) >= BACK_OFF_MAX) {
                     self.failures = 0;
                 }
-                let wait = self.back_off_length();
+                let mut wait = self.back_off_length();
+                if matches!(reason, EndReason::Refused(_)) {
+                    wait = wait.max(REFUSED_BACK_OFF);
+                }
                 self.back_off = Some(now + wait);
                 self.failures += 1;
             }

@@ -223,6 +223,13 @@ fn read_retrying(mut stream: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
     }
 }
 
+impl std::os::fd::AsFd for Receiver {
+    /// For a poll(2) together with something else; look at [`Receiver::has_buffered`] first.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 impl Read for Receiver {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if into.is_empty() {

@@ -1,0 +1,275 @@
+//! A worker thread and the reader of its responses.
+
+use super::lane::Item;
+use super::session::Session;
+use crate::connection::SocketParameter;
+use crate::store::StoreRefusal;
+use crate::supervise::link_state::EndReason;
+use crate::transport::{self, Receiver, Sender, Transport, TransportError, TransportOptions};
+use crate::wire::codec::{self, WireError};
+use crate::wire::{Begin, Greeting, Outcome, PROTOCOL_VERSION, Response, Welcome};
+use mirrorfs_journal::log::PeerLun;
+use mirrorfs_journal::{Body, Epoch, MirrorRequest};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Longest wait for a batch; only bounds how late a lost wake-up would be noticed.
+const TAKE_WAIT: Duration = Duration::from_secs(1);
+
+/// Worker `index`. Takes from its element where to connect to, and from its lane what to send; may block on both and on
+/// the socket; ends with the session, or after a goodbye.
+pub(super) fn run(session: &Arc<Session>, index: u16) {
+    if let Err(reason) = carry(session, index) {
+        session.fail(reason);
+    }
+    session.shared.array.release(index);
+}
+
+fn broken(index: u16, error: &dyn std::fmt::Display) -> EndReason {
+    EndReason::Connection(format!("connection {index}: {error}"))
+}
+
+fn carry(session: &Arc<Session>, index: u16) -> Result<(), EndReason> {
+    let mut transport = match connect(session, index)? {
+        Some(transport) => transport,
+        None => return Ok(()),
+    };
+    let luns = greet(session, index, &mut transport)?;
+    let closer = transport.closer();
+    let (mut sender, mut receiver) = transport.split();
+    let (array, clock) = (Arc::clone(&session.shared.array), session.shared.clock);
+    receiver.set_on_received(Box::new(move |_| array.heard_one(index, clock.now())));
+    session.welcomed(luns);
+    std::thread::scope(|scope| {
+        let reading = std::thread::Builder::new()
+            .name(format!("reader {index}"))
+            .spawn_scoped(scope, || read(session, index, receiver))
+            .map_err(|error| broken(index, &error));
+        let sent = reading.and_then(|_| {
+            if index == 0 {
+                begin(session, &mut sender)?;
+            }
+            send(session, index, &mut sender)
+        });
+        match &sent {
+            // The reader stays until the peer has closed its end, or the session is ended from outside.
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(reason) => session.fail(reason.clone()),
+        }
+        session.wait_ended();
+        closer.shutdown();
+        sent.map(|_| ())
+    })
+}
+
+/// Connects as the element says. `None` if the session is over.
+fn connect(session: &Session, index: u16) -> Result<Option<Transport>, EndReason> {
+    let shared = &session.shared;
+    let times = &shared.config.times;
+    // It was stored before this thread was made: if it is gone, the session is over.
+    let (addr, index) = match shared.array.take(index, Duration::ZERO) {
+        Some(SocketParameter::Connect { addr, index }) => (addr, index),
+        Some(SocketParameter::Accepted(_)) => return Err(broken(index, &"its element holds no address")),
+        None if session.is_over() => return Ok(None),
+        None => return Err(broken(index, &"its element was closed")),
+    };
+    let options = TransportOptions { handshake_timeout: times.heartbeat_timeout, ..TransportOptions::default() };
+    let transport =
+        transport::connect(addr, &shared.config.security, &options).map_err(|error| match error {
+            TransportError::WrongKey { .. }
+            | TransportError::KeyNeeded { .. }
+            | TransportError::KeyMissing { .. }
+            | TransportError::NotMirrorfs { .. } => {
+                shared.refused.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                EndReason::Refused(error.to_string())
+            }
+            other => broken(index, &other),
+        })?;
+    if !shared.array.open(index, transport.closer(), shared.clock.now()) {
+        return if session.is_over() { Ok(None) } else { Err(broken(index, &"its element was marked closed")) };
+    }
+    Ok(Some(transport))
+}
+
+/// The greeting; on connection 0 the answer says what the peer's labels hold.
+fn greet(session: &Session, index: u16, transport: &mut Transport) -> Result<Option<Vec<PeerLun>>, EndReason> {
+    let shared = &session.shared;
+    let durable = shared.log.status().durable_epoch;
+    let greeting = Greeting {
+        version: PROTOCOL_VERSION,
+        session: session.id,
+        index,
+        count: shared.array.count(),
+        node: shared.config.node.clone(),
+        boot_id: shared.boot_id,
+        luns: if index > 0 {
+            Vec::new()
+        } else {
+            let mut luns = shared.config.luns.clone();
+            for lun in &mut luns {
+                lun.durable_epoch = lun.durable_epoch.max(durable);
+            }
+            luns
+        },
+    };
+    let (sender, receiver) = transport.halves();
+    let frame = codec::encode_control(&greeting).map_err(|error| EndReason::Refused(error.to_string()))?;
+    sender.send(&[&frame]).and_then(|()| sender.flush()).map_err(|error| broken(index, &error))?;
+    // The peer answers only when an earlier session's last write has ended, which may take its disk a while.
+    match receiver.wait_readable(shared.config.times.stall_timeout) {
+        Ok(true) => {}
+        Ok(false) => return Err(broken(index, &"the greeting was not answered in time")),
+        Err(error) => return Err(broken(index, &error)),
+    }
+    let welcome: Welcome = codec::read_control(receiver).map_err(|error| match error {
+        WireError::Version { .. } => EndReason::Refused(error.to_string()),
+        error => broken(index, &format!("no welcome: {error}")),
+    })?;
+    match welcome {
+        Welcome::Accepted { luns, .. } if index == 0 => check(session, luns).map(Some),
+        Welcome::Accepted { .. } => Ok(None),
+        Welcome::Version { version } => Err(EndReason::Refused(format!(
+            "the peer speaks protocol version {version}, this mirrorfs {PROTOCOL_VERSION}; run the same release on both sides"
+        ))),
+        Welcome::Invalid(reason) => Err(broken(index, &format!("the peer refuses: {reason}"))),
+        // A lock goes when its holder does; all else takes an operator.
+        Welcome::Refused(refusal @ StoreRefusal::InUse { .. }) => Err(broken(index, &refusal)),
+        Welcome::Refused(refusal) => Err(EndReason::Refused(refusal.to_string())),
+    }
+}
+
+/// The peer must speak of our LUNs, in order, and can't have epochs that this primary has not closed yet.
+fn check(session: &Session, luns: Vec<PeerLun>) -> Result<Vec<PeerLun>, EndReason> {
+    let ours = &session.shared.config.luns;
+    if luns.len() != ours.len() || luns.iter().zip(0_u16..).any(|(lun, id)| lun.id.0 != id) {
+        return Err(EndReason::Refused("the peer answers for other LUNs than were asked for".to_owned()));
+    }
+    let open = session.shared.log.status().open_epoch;
+    if let Some((lun, hello)) = luns.iter().zip(ours).find(|(lun, _)| lun.durable_epoch >= open && !lun.created) {
+        return Err(EndReason::Refused(format!(
+            "the mirror of LUN {} has epoch {}, this primary is at {open} only: this image is an older copy; \
+             use the newer one, or promote the mirror",
+            hello.name, lun.durable_epoch
+        )));
+    }
+    Ok(luns)
+}
+
+/// Worker 0: begins the log's session when all n are welcomed, and says so to the peer.
+fn begin(session: &Session, sender: &mut Sender) -> Result<(), EndReason> {
+    let Some(peer) = session.wait_welcomed() else { return Ok(()) };
+    let log = &session.shared.log;
+    let start = log
+        .begin_session(&peer)
+        .map_err(|error| EndReason::Connection(format!("the mirror log can't be sent: {error}")))?;
+    session.log_began();
+    for (lun, why) in &start.resync {
+        log::info!("LUN {} is resynced: {why}", lun.0);
+    }
+    let gather = start.gather.iter().map(|lun| lun.0).collect();
+    let frame =
+        codec::encode_control(&Begin { gather }).map_err(|error| EndReason::Connection(error.to_string()))?;
+    sender.send(&[&frame]).and_then(|()| sender.flush()).map_err(|error| broken(0, &error))?;
+    session.begin(caught_up_at(&log.status()));
+    Ok(())
+}
+
+/// Up to which epoch things were waiting when the session began.
+fn caught_up_at(status: &mirrorfs_journal::log::LogStatus) -> Epoch {
+    if status.waiting_requests == 0 { Epoch(0) } else { status.open_epoch }
+}
+
+/// Sends what the lane brings, one flush for each batch. True after a goodbye, false when the session is over.
+fn send(session: &Session, index: u16, sender: &mut Sender) -> Result<bool, EndReason> {
+    let lane = &session.lanes[usize::from(index)];
+    let mut batch = Vec::new();
+    let mut header = Vec::new();
+    while lane.take(&mut batch, TAKE_WAIT) && !session.is_over() {
+        if batch.is_empty() {
+            continue;
+        }
+        // Before they are sent: the answer can be faster.
+        session.sending(batch.iter().map(|item| answers(item, index)).sum());
+        let before = sender.bytes_sent();
+        let mut goodbye = false;
+        for item in batch.drain(..) {
+            header.clear();
+            let sent = match &item {
+                Item::Request(request) => {
+                    codec::encode_record_header(request, &mut header);
+                    sender.send(&[&header, codec::payload(request)])
+                }
+                Item::Goodbye => {
+                    goodbye = true;
+                    codec::encode_goodbye(&mut header);
+                    sender.send(&[&header])
+                }
+            };
+            sent.map_err(|error| broken(index, &error))?;
+        }
+        sender.flush().map_err(|error| broken(index, &error))?;
+        session.shared.bytes_sent.fetch_add(sender.bytes_sent() - before, Ordering::Relaxed);
+        if goodbye {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Answers that an item asks for on this connection: what travels on all of them is answered once.
+fn answers(item: &Item, index: u16) -> i64 {
+    let everywhere = |request: &MirrorRequest| {
+        matches!(request.body, Body::Barrier { .. } | Body::ResyncBegin { .. } | Body::ResyncEnd)
+    };
+    match item {
+        Item::Request(request) if everywhere(request) => i64::from(index == 0),
+        Item::Request(_) => 1,
+        Item::Goodbye => 0,
+    }
+}
+
+/// The reader thread. Takes responses from the socket; gives them to the log, whose reply threads run from here; ends
+/// when the socket does.
+fn read(session: &Session, index: u16, mut receiver: Receiver) {
+    let shared = &session.shared;
+    loop {
+        match codec::read_response(&mut receiver) {
+            Ok(Response::Durable(epoch)) => {
+                session.answered();
+                shared.log.durable(epoch);
+            }
+            Ok(Response::Request(sequence, outcome)) => {
+                session.answered();
+                if !matches!(outcome, Outcome::Failed { .. }) {
+                    shared.responses_stored.fetch_add(1, Ordering::Relaxed);
+                }
+                match outcome {
+                    Outcome::Stored => shared.log.applied(sequence),
+                    Outcome::Equal => shared.log.checked(sequence, true),
+                    Outcome::Different => shared.log.checked(sequence, false),
+                    Outcome::Failed { message, .. } => {
+                        shared.responses_failed.fetch_add(1, Ordering::Relaxed);
+                        session.fail(EndReason::NotStored(message));
+                        return;
+                    }
+                }
+            }
+            Err(WireError::Io(error)) => {
+                let ended = error.kind() == io::ErrorKind::UnexpectedEof;
+                if !(ended && session.goodbye_wanted()) && !session.is_over() {
+                    let why = if ended { "closed by the peer".to_owned() } else { error.to_string() };
+                    session.fail(broken(index, &why));
+                }
+                return;
+            }
+            Err(error) => {
+                shared.refused.frames_bad.fetch_add(1, Ordering::Relaxed);
+                session.fail(broken(index, &error));
+                return;
+            }
+        }
+    }
+}
