@@ -14,13 +14,16 @@ mod alloc;
 mod bytes;
 mod cache;
 mod checksum;
+mod dir;
 mod file;
 mod group;
 mod inode;
 mod mount;
+mod namespace;
 mod orphan;
 mod superblock;
 mod tx;
+mod xattr;
 
 use crate::image::Lun;
 use error::Result;
