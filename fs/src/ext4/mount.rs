@@ -79,7 +79,8 @@ impl Ext4 {
             blocks.push(place.0);
         }
         for block in blocks {
-            let (free_blocks, free_inodes, last_orphan) = (core.free_blocks, core.free_inodes, core.last_orphan);
+            let (free_blocks, free_inodes, last_orphan) =
+                (core.free_blocks, core.free_inodes, core.last_orphan);
             let buffer = core.cache.get(super::types::BlockNo(block))?;
             buffer.running = false;
             if block == place.0 {
