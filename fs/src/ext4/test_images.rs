@@ -5,7 +5,7 @@
 use super::attr::Context;
 use super::{Ext4, Options};
 use crate::image::Lun;
-use crate::image::file::FileBacking;
+use crate::image::FileBacking;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
