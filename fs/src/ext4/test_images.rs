@@ -4,8 +4,8 @@
 
 use super::attr::Context;
 use super::{Ext4, Options};
-use crate::image::Lun;
 use crate::image::FileBacking;
+use crate::image::Lun;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -27,12 +27,12 @@ fn run(program: &str, arguments: &[&str]) -> (bool, String) {
 }
 
 impl Image {
-    /// Made by `mke2fs -t ext4` with more arguments.
+    /// Made by `mke2fs -t ext4 -b 4096` with more arguments (which may say another block size).
     pub(super) fn make(size: &str, arguments: &[&str]) -> Self {
         let base = if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
         let directory = tempfile::tempdir_in(base).unwrap();
         let path = directory.path().join("image");
-        let mut all = vec!["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,root_owner=0:0"];
+        let mut all = vec!["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,root_owner=0:0", "-b", "4096"];
         all.extend(arguments);
         all.extend([path.to_str().unwrap(), size]);
         let (success, text) = run("mke2fs", &all);

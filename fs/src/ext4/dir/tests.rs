@@ -44,7 +44,7 @@ fn hashes_as_debugfs_does() {
             let ours = hash_name(version, &seed.clone().try_into().unwrap(), name.as_bytes());
             let theirs = image.debugfs(&format!("dx_hash -h {code} -s {uuid} {name}"));
             let minor = if version == 0 { 0 } else { ours.minor };
-            let expected = format!("0x{:08x} (minor 0x{minor:08x})", ours.major);
+            let expected = format!("0x{:x} (minor 0x{minor:x})", ours.major);
             assert!(theirs.contains(&expected), "{code} {name}: ours {expected}, theirs {theirs}");
         }
     }
@@ -243,7 +243,7 @@ fn a_damaged_index_is_passed_over_for_reading() {
     fs.close().unwrap();
     drop(fs);
     let mut bytes = image.bytes();
-    bytes[root.0 as usize * 4096 + 100] ^= 0x55;
+    bytes[root.0 as usize * 4096 + 44] ^= 0x55;
     std::fs::write(&image.path, bytes).unwrap();
     let fs = image.open();
     assert_eq!(fs.lookup(dir, b"name777").unwrap().ino, target);

@@ -328,7 +328,7 @@ fn a_failed_operation_changes_nothing() {
     let other = file(&fs, b, b"other");
     fs.unlink(ROOT, b, b"orphan").unwrap();
     fs.unlink(ROOT, b, b"other").unwrap();
-    fs.setxattr(ROOT, target, b"user.big", &[7; 2000], XattrMode::Set).unwrap();
+    fs.setxattr(ROOT, target, b"user.big", &[7; 700], XattrMode::Set).unwrap();
     fs.close().unwrap();
     let before = image.bytes();
     type Step = Box<dyn Fn(&mut Tx<'_>) -> Result<()>>;
