@@ -4,7 +4,10 @@
 //! the file system's end; image write and log append are one step with respect to overlapping requests.
 
 pub mod backing;
+mod file;
 pub mod lun;
+mod memory;
+mod reserve;
 
 pub use backing::Backing;
 pub use lun::Lun;
