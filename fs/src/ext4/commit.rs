@@ -16,7 +16,7 @@ use super::tx::{Core, PendingData, Running};
 use super::types::{BlockNo, InodeNo, Tid};
 use super::{FsStatus, SyncDone};
 use crate::image::Lun;
-use mirrorfs_journal::Epoch;
+use mirrorfs_journal::{Epoch, Origin};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
 use std::io;
@@ -27,6 +27,13 @@ use std::time::{Duration, Instant};
 const COMMIT_AGE: Duration = Duration::from_secs(5);
 /// Versions are brought home when nothing was committed for this long.
 const IDLE: Duration = Duration::from_secs(3);
+
+/// Freed blocks are discarded when nothing was committed for this long, so that what is soon used again is not discarded in vain…
+const DISCARD_IDLE: Duration = Duration::from_secs(1);
+/// … and after this time even so.
+const DISCARD_AGE: Duration = Duration::from_secs(10);
+/// Runs discarded between two commits. Meanwhile they can't be allocated.
+const DISCARD_RUNS: usize = 64;
 
 /// What the commit thread and everybody else tell one another. Part of the core, under its lock.
 #[derive(Default)]
@@ -153,18 +160,22 @@ impl Ext4 {
     pub(crate) fn wait_for_commit(&self, core: &mut MutexGuard<'_, Core>) {
         let tid = match &core.commit.committing {
             Some(committing) if core.running.is_empty() => committing.tid,
-            None if core.running.is_empty() => return,
+            None if core.running.is_empty() => core.commit.committed,
             _ => core.running.tid,
         };
         core.request_commit();
         while core.commit.committed.is_before(tid) && core.commit.failed.is_none() && core.commit.closed.is_none() {
             self.progress.wait(core);
         }
+        if core.alloc.is_discarding() && core.commit.failed.is_none() {
+            self.progress.wait(core);
+        }
     }
 
     /// Whether blocks freed by transactions that have not committed could relieve an ENOSPC.
     pub(crate) fn frees_pending(&self, core: &Core) -> bool {
-        !core.running.freed.is_empty() || core.commit.committing.as_ref().is_some_and(|committing| committing.frees)
+        let committing = core.commit.committing.as_ref();
+        !core.running.freed.is_empty() || committing.is_some_and(|it| it.frees) || core.alloc.is_discarding()
     }
 
     /// Figures of the file system.
@@ -198,6 +209,7 @@ enum Step {
     Commit,
     Flush(Vec<SyncDone>),
     Checkpoint,
+    Discard(Vec<(BlockNo, u32)>),
     Wait(Option<Instant>),
 }
 
@@ -213,6 +225,8 @@ pub(super) struct Committer {
     slice_first: bool,
     /// When the last commit ended.
     last_commit: Instant,
+    /// Since when freed blocks have been waiting to be discarded.
+    discards_since: Option<Instant>,
     /// Epoch of the last flush.
     pub(super) epoch: Option<Epoch>,
 }
@@ -220,7 +234,7 @@ pub(super) struct Committer {
 impl Committer {
     pub(super) fn new(core: Arc<Mutex<Core>>, progress: Arc<Condvar>, lun: Arc<Lun>, log: Log) -> Self {
         let last_commit = Instant::now();
-        Self { core, progress, lun, log, round: None, slice_first: false, last_commit, epoch: None }
+        Self { core, progress, lun, log, round: None, slice_first: false, last_commit, discards_since: None, epoch: None }
     }
 
     /// The thread's life.
@@ -270,10 +284,37 @@ impl Committer {
         if !commit.flush_waiters.is_empty() {
             return Step::Flush(std::mem::take(&mut commit.flush_waiters));
         }
-        Step::Wait(match (due, idle) {
-            (Some(due), Some(idle)) => Some(due.min(idle)),
-            (due, idle) => due.or(idle),
-        })
+        let discard = self.discard_due(core, now);
+        if discard.is_some_and(|at| at <= now) {
+            let runs = core.alloc.take_discards(DISCARD_RUNS);
+            if !runs.is_empty() {
+                return Step::Discard(runs);
+            }
+            // All of them are held for files that grow.
+            self.discards_since = Some(now);
+            return Step::Wait([due, idle, Some(now + DISCARD_AGE)].into_iter().flatten().min());
+        }
+        Step::Wait([due, idle, discard].into_iter().flatten().min())
+    }
+
+    /// When the next discards are to be made.
+    fn discard_due(&mut self, core: &Core, now: Instant) -> Option<Instant> {
+        if !core.alloc.has_discards() {
+            self.discards_since = None;
+            return None;
+        }
+        let since = *self.discards_since.get_or_insert(now);
+        Some((self.last_commit.max(since) + DISCARD_IDLE).min(since + DISCARD_AGE))
+    }
+
+    fn discard(&mut self, runs: &[(BlockNo, u32)]) -> Result<()> {
+        let block_size = u64::from(self.core.lock().geometry.block_size);
+        let made = runs.iter().try_for_each(|(start, count)| {
+            let length = u64::from(*count) * block_size;
+            self.lun.discard(start.0 * block_size, length, Origin::Metadata).map(|_| ())
+        });
+        self.core.lock().alloc.discarded(runs);
+        Ok(made?)
     }
 
     fn carry_out(&mut self, step: Step) {
@@ -301,6 +342,7 @@ impl Committer {
                 self.slice_first = false;
                 self.checkpoint_slice()
             }
+            Step::Discard(runs) => self.discard(&runs),
             Step::End | Step::Wait(_) => Ok(()),
         };
         let mut core = self.core.lock();
@@ -345,6 +387,13 @@ impl Committer {
                     self.commit()?;
                 }
                 self.checkpoint_all()?;
+                loop {
+                    let runs = self.core.lock().alloc.take_discards(DISCARD_RUNS);
+                    if runs.is_empty() || self.abandoned() {
+                        break;
+                    }
+                    self.discard(&runs)?;
+                }
                 if self.log.started() {
                     self.log.empty()?;
                     self.put_superblock(|raw, _| super::superblock::mark_clean(raw))?;
@@ -375,7 +424,7 @@ impl Committer {
             (geometry.byte_of(place), data.clone())
         };
         self.lun.reserve(at, data.len() as u64)?;
-        self.lun.write(at, super::cache::shared_bytes(data), mirrorfs_journal::Origin::Metadata)?;
+        self.lun.write(at, super::cache::shared_bytes(data), Origin::Metadata)?;
         Ok(())
     }
 

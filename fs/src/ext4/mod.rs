@@ -16,14 +16,17 @@ mod cache;
 mod checkpoint;
 mod checksum;
 mod commit;
+mod dir;
 mod file;
 mod group;
 mod inode;
 mod jbd2;
 mod mount;
+mod namespace;
 mod orphan;
 mod superblock;
 mod tx;
+mod xattr;
 
 use crate::image::Lun;
 use error::Result;

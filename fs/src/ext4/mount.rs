@@ -187,13 +187,14 @@ impl Ext4 {
         self.command(if read_only { Command::Stop } else { Command::Start })?;
         if !read_only {
             self.core.lock().read_only = None;
-            self.clean_orphans();
+            self.clean_orphans().or_else(|error| match error {
+                // Noted already; what could not be cleaned up stays on the list, for e2fsck.
+                FsError::Corrupt { .. } => Ok(()),
+                error => Err(error),
+            })?;
         }
         Ok(())
     }
-
-    /// Frees what the orphan list names.
-    fn clean_orphans(&self) {}
 
     /// Has the commit thread carry out a command. One at a time: `commands` is held.
     fn command(&self, command: Command) -> Result<Option<Epoch>> {

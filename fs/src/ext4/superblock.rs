@@ -204,7 +204,10 @@ impl Geometry {
         if self.inodes_per_group == 0 || self.inodes_per_group > bits || self.inodes_per_group % 8 != 0 {
             return corrupt(format!("{} inodes per group", self.inodes_per_group));
         }
-        if !self.inode_size.is_power_of_two() || self.inode_size < 128 || u32::from(self.inode_size) > self.block_size {
+        if !self.inode_size.is_power_of_two()
+            || self.inode_size < 128
+            || u32::from(self.inode_size) > self.block_size
+        {
             return corrupt(format!("inode size {}", self.inode_size));
         }
         if self.desc_size != 32 && self.desc_size != 64 {
@@ -213,7 +216,8 @@ impl Geometry {
         if self.block_count <= u64::from(self.first_data_block) || self.block_count >> 44 != 0 {
             return corrupt(format!("{} blocks", self.block_count));
         }
-        let groups = (self.block_count - u64::from(self.first_data_block)).div_ceil(u64::from(self.blocks_per_group));
+        let groups =
+            (self.block_count - u64::from(self.first_data_block)).div_ceil(u64::from(self.blocks_per_group));
         if groups > u64::from(u32::MAX / self.inodes_per_group) {
             return corrupt(format!("{groups} groups"));
         }
@@ -282,7 +286,9 @@ impl Geometry {
 
 fn check_features(compat: u32, incompat: u32, ro_compat: u32) -> Result<()> {
     if compat & feature::COMPAT_HAS_JOURNAL == 0 {
-        return Err(FsError::Unsupported("no journal (feature has_journal is missing; add one with tune2fs -j)".into()));
+        return Err(FsError::Unsupported(
+            "no journal (feature has_journal is missing; add one with tune2fs -j)".into(),
+        ));
     }
     if incompat & feature::INCOMPAT_EXTENTS == 0 {
         return Err(FsError::Unsupported("no extents (feature extent is missing)".into()));

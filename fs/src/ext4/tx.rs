@@ -331,7 +331,8 @@ impl Drop for Tx<'_> {
                 None => self.core.running.inodes.remove(&ino),
             };
         }
-        (self.core.free_blocks, self.core.free_inodes, self.core.last_orphan, self.core.counts_changed) = self.counts;
+        (self.core.free_blocks, self.core.free_inodes, self.core.last_orphan, self.core.counts_changed) =
+            self.counts;
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) struct Image {
     pub(super) data_blocks: Vec<u64>,
     /// First block of the journal.
     pub(super) journal_block: u64,
+    journal_blocks: Vec<u64>,
 }
 
 fn temp_dir() -> tempfile::TempDir {
@@ -70,11 +71,11 @@ impl Image {
         let dir = temp_dir();
         let content = dir.path().join("content");
         std::fs::create_dir(&content).unwrap();
-        let file: Vec<u8> = (0..2000 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
+        let file: Vec<u8> = (0..900 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
         std::fs::write(content.join("file"), file).unwrap();
         let path = dir.path().join("image");
         let path = path.to_str().unwrap();
-        std::fs::File::create(path).unwrap().set_len(6000 * form.block_size as u64).unwrap();
+        std::fs::File::create(path).unwrap().set_len(2800 * form.block_size as u64).unwrap();
         let features = format!("none,{}", form.features);
         let block_size = form.block_size.to_string();
         let journal = format!("size={}", form.block_size / 1024);
@@ -88,7 +89,9 @@ impl Image {
         assert_eq!(code, 0, "{text}");
         let mut data_blocks = numbers(&run("debugfs", &["-R", "blocks /file", path]).1);
         data_blocks.dedup();
-        let journal_block = numbers(&run("debugfs", &["-R", "blocks <8>", path]).1)[0];
+        // Often in several pieces.
+        let journal_blocks = numbers(&run("debugfs", &["-R", "blocks <8>", path]).1);
+        let journal_block = journal_blocks[0];
         let mut bytes = std::fs::read(path).unwrap();
         if form.journal_csum_v2 {
             let raw = &mut bytes[journal_block as usize * form.block_size..][..1024];
@@ -102,10 +105,13 @@ impl Image {
             raw[0] & 0x80 != 0 && raw.iter().all(|byte| *byte == raw[0])
         };
         data_blocks.retain(holds);
-        assert!(data_blocks.len() >= 1900, "{} blocks", data_blocks.len());
-        Self { bytes, block_size: form.block_size, data_blocks, journal_block }
+        assert!(data_blocks.len() >= 890, "{} blocks", data_blocks.len());
+        Self { bytes, block_size: form.block_size, data_blocks, journal_block, journal_blocks }
     }
 
+    pub(super) fn is_journal(&self, offset: u64) -> bool {
+        self.journal_blocks.contains(&(offset / self.block_size as u64))
+    }
     pub(super) fn block(&self, number: u64) -> &[u8] {
         &self.bytes[number as usize * self.block_size..][..self.block_size]
     }
@@ -275,7 +281,7 @@ pub(super) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
         let dir = at.join(format!("dir{round}"));
         std::fs::create_dir(&dir).unwrap();
         for file in 0..40 {
-            std::fs::write(dir.join(format!("file{file}")), vec![round as u8; 700 * file]).unwrap();
+            std::fs::write(dir.join(format!("file{file}")), vec![round as u8; 700 * (file % 4)]).unwrap();
         }
         // Directory blocks are freed: revoke records.
         if round % 2 == 1 {
