@@ -99,7 +99,8 @@ impl Core {
         let (block, offset) = place(&geometry, group);
         let data = self.block(block)?;
         let raw = &data[offset..offset + usize::from(geometry.desc_size)];
-        let bad = |what: &str| FsError::corrupt(format!("group descriptor {group}: {what}"), None, Some(block));
+        let bad =
+            |what: &str| FsError::corrupt(format!("group descriptor {group}: {what}"), None, Some(block));
         if geometry.checksums != ChecksumKind::None && checksum(&geometry, group, raw) != le16(raw, 0x1E) {
             return Err(bad("wrong checksum"));
         }
@@ -107,9 +108,13 @@ impl Core {
         let table_blocks = (u64::from(geometry.inodes_per_group) * u64::from(geometry.inode_size))
             .div_ceil(u64::from(geometry.block_size));
         let inside = |first: BlockNo, count: u64| {
-            first.0 > u64::from(geometry.first_data_block) && first.0.saturating_add(count) <= geometry.block_count
+            first.0 > u64::from(geometry.first_data_block)
+                && first.0.saturating_add(count) <= geometry.block_count
         };
-        if !inside(desc.block_bitmap, 1) || !inside(desc.inode_bitmap, 1) || !inside(desc.inode_table, table_blocks) {
+        if !inside(desc.block_bitmap, 1)
+            || !inside(desc.inode_bitmap, 1)
+            || !inside(desc.inode_table, table_blocks)
+        {
             return Err(bad("bitmap or inode table outside the file system"));
         }
         if desc.free_blocks > geometry.group_blocks(group) || desc.free_inodes > geometry.inodes_per_group {

@@ -87,7 +87,10 @@ fn decode_time(raw: &[u8], at: usize, extra: Option<usize>) -> Timestamp {
     match extra {
         Some(extra_at) => {
             let extra = le32(raw, extra_at);
-            Timestamp { seconds: low + (i64::from(extra & 3) << 32), nanoseconds: (extra >> 2).min(999_999_999) }
+            Timestamp {
+                seconds: low + (i64::from(extra & 3) << 32),
+                nanoseconds: (extra >> 2).min(999_999_999),
+            }
         }
         None => Timestamp { seconds: low, nanoseconds: 0 },
     }
@@ -153,7 +156,11 @@ impl Inode {
             gid: u32::from(le16(raw, 0x18)) | u32::from(le16(raw, 0x7A)) << 16,
             size: u64::from(le32(raw, 0x4)) | u64::from(le32(raw, 0x6C)) << 32,
             links: le16(raw, 0x1A),
-            blocks_512: if flags & flag::HUGE_FILE != 0 { blocks * u64::from(block_size / 512) } else { blocks },
+            blocks_512: if flags & flag::HUGE_FILE != 0 {
+                blocks * u64::from(block_size / 512)
+            } else {
+                blocks
+            },
             flags,
             atime: decode_time(raw, 0x8, extra(ATIME_EXTRA)),
             mtime: decode_time(raw, 0x10, extra(MTIME_EXTRA)),
@@ -167,7 +174,8 @@ impl Inode {
             xattr_block: u64::from(le32(raw, 0x68)) | u64::from(le16(raw, 0x76)) << 32,
             block,
             extra_isize,
-            version: u64::from(le32(raw, 0x24)) | extra(VERSION_HIGH).map_or(0, |at| u64::from(le32(raw, at)) << 32),
+            version: u64::from(le32(raw, 0x24))
+                | extra(VERSION_HIGH).map_or(0, |at| u64::from(le32(raw, at)) << 32),
         }
     }
 
@@ -219,7 +227,14 @@ impl Inode {
     }
 
     /// An inode as it is made: no blocks, no links, given mode and times now.
-    pub(crate) fn new(ino: InodeNo, mode: u16, uid: u32, gid: u32, generation: u32, geometry: &Geometry) -> Self {
+    pub(crate) fn new(
+        ino: InodeNo,
+        mode: u16,
+        uid: u32,
+        gid: u32,
+        generation: u32,
+        geometry: &Geometry,
+    ) -> Self {
         let now = Timestamp::now();
         Self {
             ino,
@@ -340,8 +355,9 @@ impl Core {
             let run = u64::from((32 << 10) / self.geometry.block_size);
             let (group, _) = self.geometry.inode_group(ino).expect("place found above");
             let table = self.group(group)?.inode_table.0;
-            let table_blocks = (u64::from(self.geometry.inodes_per_group) * u64::from(self.geometry.inode_size))
-                .div_ceil(u64::from(self.geometry.block_size));
+            let table_blocks = (u64::from(self.geometry.inodes_per_group)
+                * u64::from(self.geometry.inode_size))
+            .div_ceil(u64::from(self.geometry.block_size));
             let first = table + (block.0 - table) / run * run;
             self.cache.load(BlockNo(first), run.min(table + table_blocks - first) as usize)?;
         }

@@ -13,15 +13,23 @@ pub mod types;
 mod alloc;
 mod bytes;
 mod cache;
+mod checkpoint;
 mod checksum;
+mod commit;
+mod dir;
 mod file;
 mod group;
 mod inode;
 mod layout;
+mod jbd2;
 mod mount;
+mod namespace;
 mod orphan;
 mod superblock;
+#[cfg(test)]
+mod test_images;
 mod tx;
+mod xattr;
 
 use crate::image::Lun;
 use error::Result;
@@ -34,11 +42,13 @@ pub use layout::Layout;
 /// A mounted ext4 image. Shared by `Arc`.
 pub struct Ext4 {
     /// All metadata state.
-    core: Mutex<tx::Core>,
+    core: Arc<Mutex<tx::Core>>,
     /// Signalled under the core lock when a commit or a checkpoint has made room.
-    progress: Condvar,
+    progress: Arc<Condvar>,
     /// Keep reads and writes of one file's data apart from truncation and from one another.
     data_locks: file::DataLocks,
+    /// Commits and checkpoints.
+    thread: mount::Thread,
     /// The image.
     lun: Arc<Lun>,
     options: Options,
