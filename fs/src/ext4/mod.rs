@@ -26,6 +26,11 @@ mod namespace;
 mod orphan;
 mod superblock;
 mod tx;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod test_support;
 mod xattr;
 
 use crate::image::Lun;
