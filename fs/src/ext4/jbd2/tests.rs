@@ -5,23 +5,22 @@
 //! finds there says exactly what all the others must hold.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "tests_support.rs"]
-mod support;
-
 use super::super::attr::Context;
 use super::super::bytes::{be32, le16, le32, put_be32};
 use super::super::error::FsError;
 use super::super::mount::recover;
+use super::super::test_support::{
+    self as support, Form, Image, Op, Random, Recorder, check_clean, lun_over, masked, replay_by_e2fsck,
+};
 use super::super::types::{BlockNo, InodeNo};
 use super::super::{Ext4, Options};
-use crate::image::{Backing, Lun};
+use crate::image::Lun;
 use bytes::Bytes;
 use mirrorfs_journal::Origin;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use support::{Form, Image, Op, Random, Recorder, check_clean, lun_over, masked, replay_by_e2fsck};
 
 const WAIT: Context = Context { uid: 0, gid: 0, may_block: true };
 const NO_WAIT: Context = Context { uid: 0, gid: 0, may_block: false };
