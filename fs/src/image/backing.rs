@@ -1,5 +1,7 @@
 //! The seam below a LUN: real file, fault injection, recorder.
 
+pub use super::file::FileBacking;
+pub use super::memory::MemoryBacking;
 use std::io;
 
 /// Random-access storage of an image's file system part. Offsets are bytes from the image's start.
