@@ -6,7 +6,7 @@ use super::server::{Mode, Server};
 use crate::ext4::attr::SetAttr;
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, ForgetOne, INodeNo, InitFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
@@ -86,12 +86,6 @@ impl Filesystem for Handler {
 
     fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
         self.server.forget(ino.0, count);
-    }
-
-    fn batch_forget(&self, _request: &Request, nodes: &[ForgetOne]) {
-        for node in nodes {
-            self.server.forget(node.nodeid().0, node.nlookup());
-        }
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {

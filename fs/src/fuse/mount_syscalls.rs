@@ -16,6 +16,8 @@ use std::process::{Command, Stdio};
 const FUSERMOUNT: &str = "fusermount3";
 /// Where it is looked for as well: mount(8) starts its helpers without PATH.
 const FUSERMOUNT_DIRS: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+/// <linux/prctl.h>; the libc crate lacks it.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
 const FUSE_DEVICE: &str = "/dev/fuse";
 
 /// One line of `/proc/self/mountinfo`.
@@ -364,7 +366,7 @@ pub(crate) fn set_readahead_kib(device: &str, kib: u32) {
 /// not made to wait for its own file system under memory pressure. Does nothing where that is not allowed.
 pub(crate) fn be_io_flusher() {
     // SAFETY: takes numbers only.
-    let result = unsafe { libc::prctl(libc::PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     if let Err(error) = check(result) {
         log::debug!("PR_SET_IO_FLUSHER: {error}");
     }
