@@ -78,8 +78,7 @@ pub(crate) fn bare_attr(ino: u64, kind: FileType, perm: u16, links: u32, time: S
 pub(crate) fn system_time(time: Timestamp) -> SystemTime {
     let fraction = Duration::from_nanos(u64::from(time.nanoseconds.min(999_999_999)));
     let whole = Duration::from_secs(time.seconds.unsigned_abs());
-    let base =
-        if time.seconds >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    let base = if time.seconds >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
     base.and_then(|base| base.checked_add(fraction)).unwrap_or(UNIX_EPOCH)
 }
 
@@ -124,10 +123,7 @@ mod tests {
         assert_eq!(system_time(before), UNIX_EPOCH - Duration::new(1, 200_000_000));
         // A request: what fuser makes of second -2 and 0.8 s.
         assert_eq!(timestamp(UNIX_EPOCH - Duration::new(2, 800_000_000)), before);
-        assert_eq!(
-            timestamp(UNIX_EPOCH - Duration::new(2, 0)),
-            Timestamp { seconds: -2, nanoseconds: 0 }
-        );
+        assert_eq!(timestamp(UNIX_EPOCH - Duration::new(2, 0)), Timestamp { seconds: -2, nanoseconds: 0 });
     }
 
     #[test]

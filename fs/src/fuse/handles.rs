@@ -64,12 +64,7 @@ mod tests {
 
     #[test]
     fn a_reader_goes_on_behind_its_cookie() {
-        let entry = |cookie| DirEntry {
-            ino: InodeNo(12),
-            kind: FileKind::Regular,
-            cookie,
-            name: vec![b'a'],
-        };
+        let entry = |cookie| DirEntry { ino: InodeNo(12), kind: FileKind::Regular, cookie, name: vec![b'a'] };
         let listing = Listing { entries: [1, 5, 9].map(entry).to_vec(), removals: 0 };
         let cookies = |after| listing.behind(after).iter().map(|entry| entry.cookie).collect::<Vec<_>>();
         assert_eq!(cookies(0), [1, 5, 9]);

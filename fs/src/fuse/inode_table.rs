@@ -66,11 +66,7 @@ impl InodeTable {
     #[must_use]
     pub(crate) fn take_unlinked(&self) -> Vec<u64> {
         let take = |shard: &Mutex<HashMap<u64, Known, _>>| std::mem::take(&mut *shard.lock());
-        self.shards
-            .iter()
-            .flat_map(take)
-            .filter_map(|(ino, known)| known.unlinked.then_some(ino))
-            .collect()
+        self.shards.iter().flat_map(take).filter_map(|(ino, known)| known.unlinked.then_some(ino)).collect()
     }
 }
 

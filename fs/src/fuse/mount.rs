@@ -125,8 +125,13 @@ impl Frontend {
         if let Some(device) = &device {
             sys::set_readahead_kib(device, READAHEAD_KIB);
         }
-        let state = State { mount_point, device, ended: AtomicBool::new(false), options: Mutex::new(options) };
-        Ok(Mounted { session, server: server.clone(), unmounter: Unmounter { state: Arc::new(state), server } })
+        let state =
+            State { mount_point, device, ended: AtomicBool::new(false), options: Mutex::new(options) };
+        Ok(Mounted {
+            session,
+            server: server.clone(),
+            unmounter: Unmounter { state: Arc::new(state), server },
+        })
     }
 }
 
@@ -280,7 +285,11 @@ impl Unmounter {
             result => result,
         };
         let luns = || {
-            self.server.luns.iter().try_for_each(|lun| lun.fs.set_read_only(read_only)).map_err(io::Error::other)
+            self.server
+                .luns
+                .iter()
+                .try_for_each(|lun| lun.fs.set_read_only(read_only))
+                .map_err(io::Error::other)
         };
         if read_only {
             kernel()?;

@@ -175,7 +175,11 @@ fn flags(options: &MountOptions) -> libc::c_ulong {
 }
 
 /// Mounts at `mount_point` (resolved) and gives the session's device.
-pub(crate) fn mount(mount_point: &Path, source: &OsStr, options: &MountOptions) -> Result<OwnedFd, MountError> {
+pub(crate) fn mount(
+    mount_point: &Path,
+    source: &OsStr,
+    options: &MountOptions,
+) -> Result<OwnedFd, MountError> {
     if is_root() {
         match mount_by_syscall(mount_point, source, options) {
             // Root of a container without the right to mount.
@@ -234,7 +238,9 @@ pub(crate) fn remount(mount_point: &Path, options: &MountOptions) -> io::Result<
     let target = CString::new(mount_point.as_os_str().as_bytes())?;
     let flags = flags(options) | libc::MS_REMOUNT;
     // SAFETY: a C string that lives through the call; source, type and data may be null for a remount.
-    check(unsafe { libc::mount(std::ptr::null(), target.as_ptr(), std::ptr::null(), flags, std::ptr::null()) })
+    check(unsafe {
+        libc::mount(std::ptr::null(), target.as_ptr(), std::ptr::null(), flags, std::ptr::null())
+    })
 }
 
 /// The option text for fusermount3; a comma or backslash in the source is escaped as it wants it.
@@ -317,8 +323,7 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     message.msg_controllen = std::mem::size_of_val(&control) as _;
     loop {
         // SAFETY: `message` points to one byte and to `control`, both alive and of the lengths given.
-        let received =
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
         if received > 0 {
             break;
         }
@@ -348,7 +353,8 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
 pub(crate) fn abort_connection(device: &str) {
     let Some((_, number)) = device.split_once(':') else { return };
     let path = Path::new("/sys/fs/fuse/connections").join(number).join("abort");
-    let aborted = OpenOptions::new().write(true).open(path).and_then(|mut file| io::Write::write_all(&mut file, b"1"));
+    let aborted =
+        OpenOptions::new().write(true).open(path).and_then(|mut file| io::Write::write_all(&mut file, b"1"));
     if let Err(error) = aborted {
         log::debug!("the connection was not aborted: {error}");
     }

@@ -19,7 +19,11 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 enum Task {
     /// Have the kernel write out what it holds of the inode from this offset, then go on.
-    WriteOut { ino: u64, offset: u64, then: Job },
+    WriteOut {
+        ino: u64,
+        offset: u64,
+        then: Job,
+    },
     /// There are changed inodes.
     Refresh,
     Stop,

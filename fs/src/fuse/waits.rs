@@ -52,9 +52,11 @@ impl Server {
             Ok(Some(_)) if server.mode == Mode::Async => reply.ok(),
             Ok(epoch) => server.luns[lun].lun.when_durable(
                 epoch,
-                Box::new(move |waited| {
-                    if keeps_promise(waited) { reply.ok() } else { reply.error(Errno::EIO) }
-                }),
+                Box::new(
+                    move |waited| {
+                        if keeps_promise(waited) { reply.ok() } else { reply.error(Errno::EIO) }
+                    },
+                ),
             ),
         };
         self.luns[lun].fs.sync(Some(ino), datasync, Box::new(done));

@@ -133,7 +133,10 @@ mod tests {
             fsid: 1,
         };
         let all = sum(&[of(1024, 4000), of(4096, 1000)]);
-        assert_eq!((all.block_size, all.blocks, all.blocks_free, all.blocks_available), (4096, 2000, 1000, 500));
+        assert_eq!(
+            (all.block_size, all.blocks, all.blocks_free, all.blocks_available),
+            (4096, 2000, 1000, 500)
+        );
         assert_eq!((all.inodes, all.inodes_free), (20, 10));
     }
 }

@@ -8,7 +8,9 @@ use crate::fuse::attr::{bare_attr, file_type};
 use crate::fuse::handles::Listing;
 use crate::fuse::node::{FUSE_ROOT, Node};
 use crate::fuse::server::{CACHED_FOR, Server};
-use fuser::{FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyOpen};
+use fuser::{
+    FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyOpen,
+};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;

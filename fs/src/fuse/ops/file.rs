@@ -98,8 +98,7 @@ impl Server {
                 let (lun, number) = server.changeable(call.ino)?;
                 server.drop_capability(context, call.ino, lun, number)?;
                 let (place, data) = (write.place(), write.data.clone());
-                let written =
-                    server.fs(lun).write(context, number, place, data, write.kill_privileges)?;
+                let written = server.fs(lun).write(context, number, place, data, write.kill_privileges)?;
                 server.changed(call.ino);
                 if write.cached && server.mode == Mode::Async {
                     server.notify.blocks_changed(call.ino);

@@ -163,13 +163,7 @@ impl Server {
         );
     }
 
-    pub(crate) fn link(
-        self: &Arc<Self>,
-        call: Call,
-        new_parent: u64,
-        new_name: Vec<u8>,
-        reply: ReplyEntry,
-    ) {
+    pub(crate) fn link(self: &Arc<Self>, call: Call, new_parent: u64, new_name: Vec<u8>, reply: ReplyEntry) {
         self.run(
             call,
             reply,

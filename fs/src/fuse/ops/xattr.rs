@@ -46,9 +46,8 @@ impl Server {
     }
 
     pub(crate) fn getxattr(&self, call: Call, name: &[u8], room: u32, reply: ReplyXattr) {
-        let value = self
-            .inode(call.ino, libc::ENODATA)
-            .and_then(|(lun, number)| self.fs(lun).getxattr(number, name));
+        let value =
+            self.inode(call.ino, libc::ENODATA).and_then(|(lun, number)| self.fs(lun).getxattr(number, name));
         self.answer_xattr(call, value, room, reply);
     }
 
