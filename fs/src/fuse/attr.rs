@@ -128,8 +128,8 @@ mod tests {
 
     #[test]
     fn an_impossible_time_does_no_harm() {
-        assert_eq!(system_time(Timestamp { seconds: i64::MAX, nanoseconds: u32::MAX }), UNIX_EPOCH);
-        let _ = system_time(Timestamp { seconds: i64::MIN, nanoseconds: 0 });
+        assert!(system_time(Timestamp { seconds: i64::MAX, nanoseconds: u32::MAX }) >= UNIX_EPOCH);
+        assert!(system_time(Timestamp { seconds: i64::MIN, nanoseconds: 0 }) <= UNIX_EPOCH);
     }
 
     #[test]
