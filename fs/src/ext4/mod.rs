@@ -10,20 +10,44 @@ pub mod attr;
 pub mod error;
 pub mod types;
 
+mod alloc;
+mod bytes;
 mod cache;
+mod checkpoint;
+mod checksum;
+mod commit;
+mod dir;
+mod file;
 mod group;
 mod inode;
+mod jbd2;
+mod mount;
+mod namespace;
+mod orphan;
 mod superblock;
 mod tx;
+mod xattr;
 
 use crate::image::Lun;
-use attr::*;
-use bytes::Bytes;
 use error::Result;
 use mirrorfs_journal::Epoch;
-use mirrorfs_journal::log::Appended;
+use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use types::*;
+
+/// A mounted ext4 image. Shared by `Arc`.
+pub struct Ext4 {
+    /// All metadata state.
+    core: Arc<Mutex<tx::Core>>,
+    /// Signalled under the core lock when a commit or a checkpoint has made room.
+    progress: Arc<Condvar>,
+    /// Keep reads and writes of one file's data apart from truncation and from one another.
+    data_locks: file::DataLocks,
+    /// Commits and checkpoints.
+    thread: mount::Thread,
+    /// The image.
+    lun: Arc<Lun>,
+    options: Options,
+}
 
 /// How an image is served.
 #[derive(Clone, Debug, Default)]
