@@ -200,6 +200,12 @@ impl Mounted {
     /// When a FUSE thread ended by an error.
     pub fn wait(self) -> io::Result<()> {
         let result = self.session.join();
+        if result.is_err() {
+            // Other FUSE threads may still serve: the LUNs are not to be closed under them.
+            if let Err(error) = self.unmounter.force() {
+                log::error!("{} stays mounted: {error}", self.unmounter.mount_point().display());
+            }
+        }
         self.unmounter.state.ended.store(true, Ordering::SeqCst);
         self.server.finish();
         result

@@ -1,7 +1,7 @@
 //! Attributes: getattr, setattr, statfs.
 
 use super::Call;
-use crate::ext4::attr::{FileKind, SetAttr, StatFs};
+use crate::ext4::attr::{SetAttr, StatFs};
 use crate::ext4::error::Result;
 use crate::fuse::node::Node;
 use crate::fuse::server::{CACHED_FOR, Server};
@@ -15,13 +15,6 @@ pub(crate) struct Change {
     pub(crate) size: Option<u64>,
     /// All else.
     pub(crate) set: SetAttr,
-}
-
-impl Change {
-    /// Owner or group are set.
-    fn is_chown(&self) -> bool {
-        self.set.uid.is_some() || self.set.gid.is_some()
-    }
 }
 
 impl Server {
@@ -47,13 +40,12 @@ impl Server {
                 let (lun, number) = server.changeable(call.ino)?;
                 let fs = server.fs(lun);
                 let mut set = change.set;
-                if change.is_chown() || change.size.is_some() {
+                if change.size.is_some() {
                     server.drop_capability(context, call.ino, lun, number)?;
+                    // The kernel has said whether the caller may keep setuid and setgid bits, but fuser does not pass
+                    // it on. (A change of owner takes them in any case: the core does that.)
+                    set.kill_privileges = context.uid != 0;
                 }
-                // The kernel has told us whether the caller may keep setuid and setgid bits, but fuser does not pass
-                // it on: of a truncate, root may; a chown takes them from all but directories.
-                set.kill_privileges = (change.size.is_some() && context.uid != 0)
-                    || (change.is_chown() && fs.getattr(number)?.kind != FileKind::Directory);
                 let changed = match change.size {
                     Some(size) => fs.truncate(context, number, size, &set)?,
                     None => (fs.setattr(context, number, &set)?, None),
