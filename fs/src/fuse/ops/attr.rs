@@ -1,0 +1,134 @@
+//! Attributes: getattr, setattr, statfs.
+
+use super::Call;
+use crate::ext4::attr::{SetAttr, StatFs};
+use crate::ext4::error::Result;
+use crate::fuse::node::Node;
+use crate::fuse::server::{CACHED_FOR, Server};
+use fuser::{ReplyAttr, ReplyStatfs};
+use std::sync::Arc;
+
+/// A `setattr`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    /// New size.
+    pub(crate) size: Option<u64>,
+    /// All else.
+    pub(crate) set: SetAttr,
+}
+
+impl Server {
+    pub(crate) fn getattr(&self, call: Call, reply: ReplyAttr) {
+        let attr = match self.numbers.node(call.ino) {
+            Ok(Node::LunDirectory) => Ok(self.lun_directory()),
+            Ok(Node::Inode(lun, number)) => {
+                self.fs(lun).getattr(number).map(|attr| self.file_attr(lun, &attr))
+            }
+            Err(error) => Err(error),
+        };
+        match attr {
+            Ok(attr) => reply.attr(&CACHED_FOR, &attr),
+            Err(error) => self.refuse(&call, reply, &error),
+        }
+    }
+
+    pub(crate) fn setattr(self: &Arc<Self>, call: Call, change: Change, reply: ReplyAttr) {
+        self.run(
+            call,
+            reply,
+            move |server, context| {
+                let (lun, number) = server.changeable(call.ino)?;
+                let fs = server.fs(lun);
+                let mut set = change.set;
+                if change.size.is_some() {
+                    server.drop_capability(context, call.ino, lun, number)?;
+                    // The kernel has said whether the caller may keep setuid and setgid bits, but fuser does not pass
+                    // it on. (A change of owner takes them in any case: the core does that.)
+                    set.kill_privileges = context.uid != 0;
+                }
+                let changed = match change.size {
+                    Some(size) => fs.truncate(context, number, size, &set)?,
+                    None => (fs.setattr(context, number, &set)?, None),
+                };
+                server.changed(call.ino);
+                Ok((lun, changed))
+            },
+            |server, reply, (lun, (attr, appended))| {
+                let attr = server.file_attr(lun, &attr);
+                server.answer_applied(lun, appended, reply, move |reply| reply.attr(&CACHED_FOR, &attr));
+            },
+        );
+    }
+
+    pub(crate) fn statfs(&self, call: Call, reply: ReplyStatfs) {
+        let numbers = match self.numbers.node(call.ino) {
+            Ok(Node::Inode(lun, _)) => self.fs(lun).statfs(),
+            // Of all LUNs together.
+            Ok(Node::LunDirectory) => {
+                let each: Result<Vec<StatFs>> = self.luns.iter().map(|lun| lun.fs.statfs()).collect();
+                each.map(|each| sum(&each))
+            }
+            Err(error) => Err(error),
+        };
+        match numbers {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.blocks_free,
+                s.blocks_available,
+                s.inodes,
+                s.inodes_free,
+                s.block_size,
+                255,
+                s.block_size,
+            ),
+            Err(error) => self.refuse(&call, reply, &error),
+        }
+    }
+}
+
+/// The numbers of several file systems together, in blocks of 4 KiB.
+fn sum(each: &[StatFs]) -> StatFs {
+    const BLOCK: u32 = 4096;
+    let mut sum = StatFs {
+        block_size: BLOCK,
+        blocks: 0,
+        blocks_free: 0,
+        blocks_available: 0,
+        inodes: 0,
+        inodes_free: 0,
+        fsid: 0,
+    };
+    for one in each {
+        let scale = |blocks: u64| blocks.saturating_mul(u64::from(one.block_size)) / u64::from(BLOCK);
+        sum.blocks += scale(one.blocks);
+        sum.blocks_free += scale(one.blocks_free);
+        sum.blocks_available += scale(one.blocks_available);
+        sum.inodes += one.inodes;
+        sum.inodes_free += one.inodes_free;
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_luns_are_added_up_in_one_unit() {
+        let of = |block_size, blocks| StatFs {
+            block_size,
+            blocks,
+            blocks_free: blocks / 2,
+            blocks_available: blocks / 4,
+            inodes: 10,
+            inodes_free: 5,
+            fsid: 1,
+        };
+        let all = sum(&[of(1024, 4000), of(4096, 1000)]);
+        assert_eq!(
+            (all.block_size, all.blocks, all.blocks_free, all.blocks_available),
+            (4096, 2000, 1000, 500)
+        );
+        assert_eq!((all.inodes, all.inodes_free), (20, 10));
+    }
+}

@@ -1,0 +1,321 @@
+//! Real mounts of real images, used as programs use them; each image is judged by e2fsck at the end.
+//!
+//! Needs root and /dev/fuse; elsewhere each test says so and passes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use mirrorfs_fs::ext4::{Ext4, Options};
+use mirrorfs_fs::fuse::{Frontend, FrontendConfig, FrontendLun, Mode, MountOptions, Mounted, Unmounter};
+use mirrorfs_fs::image::{FormatOptions, Image, Lun, OpenOptions, Role, format};
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A mount of one or several fresh images; unmounted when dropped, also by a failing test.
+struct Mount {
+    dir: tempfile::TempDir,
+    unmounter: Unmounter,
+    server: Option<JoinHandle<std::io::Result<()>>>,
+    parts: Vec<(PathBuf, Image, Arc<Ext4>)>,
+}
+
+fn can_mount() -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    if !(root && device) {
+        eprintln!("skipped: needs root and /dev/fuse");
+    }
+    root && device
+}
+
+impl Mount {
+    fn new(luns: &[&str], mode: Mode) -> Self {
+        let shm = Path::new("/dev/shm");
+        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
+        let mountpoint = dir.path().join("mnt");
+        fs::create_dir(&mountpoint).unwrap();
+        let mut parts = Vec::new();
+        let mut served = Vec::new();
+        for name in luns {
+            let path = dir.path().join(format!("{name}.img"));
+            format(&path, &FormatOptions { name: (*name).into(), size_bytes: 96 << 20 }).unwrap();
+            let options =
+                OpenOptions { role: Role::Primary, name: (*name).into(), lock_wait: Duration::from_secs(5) };
+            let image = Image::open(&path, &options).unwrap();
+            let lun = Lun::new(image.backing(), None);
+            let fs = Ext4::open(lun.clone(), Options::default()).unwrap();
+            parts.push((path, image, fs.clone()));
+            served.push(FrontendLun { name: (*name).into(), fs, lun });
+        }
+        let options = MountOptions { allow_other: true, ..MountOptions::default() };
+        let mounted: Mounted = Frontend::mount(FrontendConfig {
+            mountpoint,
+            luns: served,
+            mode,
+            threads: None,
+            source: "a source, to the letter".into(),
+            options,
+        })
+        .unwrap();
+        let unmounter = mounted.unmounter();
+        let server = Some(std::thread::spawn(move || mounted.wait()));
+        Self { dir, unmounter, server, parts }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// Unmounts, closes, and has e2fsck look at each image.
+    fn finish(mut self) {
+        self.unmounter.unmount().unwrap();
+        self.server.take().unwrap().join().unwrap().unwrap();
+        for (path, image, fs) in std::mem::take(&mut self.parts) {
+            let epoch = fs.close().unwrap();
+            drop(fs);
+            image.close_clean(epoch).unwrap();
+            let output = Command::new("e2fsck").arg("-fn").arg(&path).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "e2fsck: {text}");
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            let _ = self.unmounter.force();
+            let _ = server.join();
+        }
+    }
+}
+
+fn inodes_free(path: &Path) -> u64 {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: a C string and room for the answer; all zeros is a valid statvfs.
+    unsafe {
+        let mut numbers: libc::statvfs = std::mem::zeroed();
+        assert_eq!(libc::statvfs(path.as_ptr(), &raw mut numbers), 0);
+        numbers.f_ffree
+    }
+}
+
+fn seek(file: &File, offset: i64, whence: i32) -> i64 {
+    // SAFETY: the descriptor is open.
+    unsafe { libc::lseek(file.as_raw_fd(), offset, whence) }
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn files_behave(root: &Path) {
+    let path = |name: &str| root.join(name);
+    let content: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    fs::write(path("a"), &content).unwrap();
+    fs::hard_link(path("a"), path("b")).unwrap();
+    assert_eq!(fs::metadata(path("a")).unwrap().nlink(), 2);
+    fs::remove_file(path("a")).unwrap();
+    assert_eq!(fs::metadata(path("b")).unwrap().nlink(), 1);
+    assert_eq!(fs::metadata(path("a")).unwrap_err().kind(), ErrorKind::NotFound);
+    fs::create_dir(path("d")).unwrap();
+    fs::rename(path("b"), path("d/c")).unwrap();
+    symlink("d/c", path("link")).unwrap();
+    assert_eq!(fs::read(path("link")).unwrap(), content);
+    assert_eq!(fs::remove_dir(path("d")).unwrap_err().kind(), ErrorKind::DirectoryNotEmpty);
+    fs::set_permissions(path("d/c"), fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(fs::metadata(path("d/c")).unwrap().mode() & 0o7777, 0o640);
+    File::open(path("d")).unwrap().sync_all().unwrap();
+
+    let append = |byte: u8| {
+        let mut file = fs::OpenOptions::new().append(true).create(true).open(path("log")).unwrap();
+        file.write_all(&[byte; 10]).unwrap();
+        file.sync_data().unwrap();
+    };
+    (b'a'..b'e').for_each(append);
+    assert_eq!(fs::read(path("log")).unwrap(), b"aaaaaaaaaabbbbbbbbbbccccccccccdddddddddd");
+
+    let names: Vec<String> = (0..500).map(|i| format!("file-{i:04}")).collect();
+    fs::create_dir(path("many")).unwrap();
+    for name in &names {
+        fs::write(path("many").join(name), name).unwrap();
+    }
+    let mut listed: Vec<String> = fs::read_dir(path("many"))
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().len(), 9);
+            entry.file_name().into_string().unwrap()
+        })
+        .collect();
+    listed.sort();
+    assert_eq!(listed, names);
+    fs::remove_dir_all(path("many")).unwrap();
+}
+
+#[test]
+fn programs_find_an_ordinary_file_system() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Async);
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = table.lines().find(|line| line.contains(mount.root().to_str().unwrap())).unwrap();
+    assert!(line.starts_with("a\\040source,\\040to\\040the\\040letter "), "{line}");
+    assert!(line.contains(" fuse.mirrorfs "), "{line}");
+    files_behave(&mount.root());
+    mount.finish();
+}
+
+#[test]
+fn programs_find_it_in_sync_mode_too() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Sync);
+    files_behave(&mount.root());
+    mount.finish();
+}
+
+/// A copying program that asks for holes while the source is still open for writing must not leave out what the kernel
+/// has not written out yet.
+#[test]
+fn dirty_pages_are_not_taken_for_a_hole() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Async);
+    let path = mount.root().join("sparse");
+    let mut file =
+        fs::OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+    file.write_all_at(&[1; 4096], 1 << 20).unwrap();
+    assert_eq!(seek(&file, 0, libc::SEEK_DATA), 1 << 20);
+    assert_eq!(seek(&file, 0, libc::SEEK_HOLE), 0);
+    assert_eq!(seek(&file, 1 << 20, libc::SEEK_HOLE), (1 << 20) + 4096);
+    assert_eq!(seek(&file, 2 << 20, libc::SEEK_DATA), -1);
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(1 << 20)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, [1]);
+    drop(file);
+    mount.finish();
+}
+
+#[test]
+fn an_unlinked_file_lives_until_its_last_close() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Async);
+    let root = mount.root();
+    let free = inodes_free(&root);
+    let mut file =
+        fs::OpenOptions::new().read(true).write(true).create_new(true).open(root.join("gone")).unwrap();
+    fs::remove_file(root.join("gone")).unwrap();
+    file.write_all(b"still here").unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    assert_eq!(inodes_free(&root), free - 1);
+    drop(file);
+    until("the inode was not freed", || inodes_free(&root) == free);
+
+    // The same for what a rename replaces.
+    fs::write(root.join("old"), b"old").unwrap();
+    fs::write(root.join("new"), b"new").unwrap();
+    let old = File::open(root.join("old")).unwrap();
+    fs::rename(root.join("new"), root.join("old")).unwrap();
+    let mut text = String::new();
+    (&old).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "old");
+    drop(old);
+    until("the replaced inode was not freed", || inodes_free(&root) == free - 1);
+    mount.finish();
+}
+
+#[test]
+fn several_luns_are_directories_of_a_read_only_root() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["one", "two"], Mode::Async);
+    let root = mount.root();
+    let mut names: Vec<_> =
+        fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["one", "two"]);
+    fs::write(root.join("one/a"), b"1").unwrap();
+    fs::write(root.join("two/a"), b"2").unwrap();
+    assert_eq!(fs::read(root.join("one/a")).unwrap(), b"1");
+    assert_ne!(
+        fs::metadata(root.join("one")).unwrap().ino(),
+        fs::metadata(root.join("two")).unwrap().ino()
+    );
+    let number = |error: std::io::Error| error.raw_os_error();
+    let across = fs::rename(root.join("one/a"), root.join("two/b"));
+    assert_eq!(across.map_err(number), Err(Some(libc::EXDEV)));
+    let across = fs::hard_link(root.join("one/a"), root.join("two/b"));
+    assert_eq!(across.map_err(number), Err(Some(libc::EXDEV)));
+    assert_eq!(fs::create_dir(root.join("three")).map_err(number), Err(Some(libc::EROFS)));
+    assert_eq!(fs::remove_dir(root.join("one")).map_err(number), Err(Some(libc::EROFS)));
+    mount.finish();
+}
+
+#[test]
+fn a_mount_in_use_is_busy_and_a_read_only_one_refuses_writes() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Async);
+    let root = mount.root();
+    fs::write(root.join("file"), b"before").unwrap();
+    let open = File::open(root.join("file")).unwrap();
+    assert_eq!(mount.unmounter.unmount().unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    drop(open);
+    mount.unmounter.remount(true).unwrap();
+    let refused = fs::write(root.join("other"), b"x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    assert_eq!(fs::read(root.join("file")).unwrap(), b"before");
+    mount.unmounter.remount(false).unwrap();
+    fs::write(root.join("file"), b"after").unwrap();
+    mount.finish();
+}
+
+/// O_SYNC is the kernel's business: it follows each write with an fsync. A setuid bit goes with another user's write.
+#[test]
+fn a_write_through_a_setuid_file_clears_the_bit() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Async);
+    let path = mount.root().join("program");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(libc::O_SYNC)
+        .open(&path)
+        .unwrap();
+    file.write_all(b"code").unwrap();
+    drop(file);
+    fs::set_permissions(mount.root(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let status = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", "echo other > \"$1\"", "sh"])
+        .arg(&path)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
+    mount.finish();
+}
