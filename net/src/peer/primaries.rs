@@ -82,7 +82,10 @@ impl Primaries {
         let Some(accepted) = offered.as_ref() else { return Ok(()) };
         let greeting = &accepted.greeting;
         if greeting.version != PROTOCOL_VERSION {
-            return Err(format!("protocol version {} is unknown here ({PROTOCOL_VERSION})", greeting.version));
+            return Err(format!(
+                "protocol version {} is unknown here ({PROTOCOL_VERSION})",
+                greeting.version
+            ));
         }
         check_node(&greeting.node)?;
         if greeting.count == 0 || greeting.count > CONNECTIONS_MAX || greeting.index >= greeting.count {
@@ -96,7 +99,10 @@ impl Primaries {
             return Err("the peer is being stopped".to_owned());
         }
         if inner.node.as_deref().is_some_and(|known| known != node) {
-            return Err(format!("node names {node} and {} can't be told apart; rename one", inner.node.as_deref().unwrap_or("")));
+            return Err(format!(
+                "node names {node} and {} can't be told apart; rename one",
+                inner.node.as_deref().unwrap_or("")
+            ));
         }
         if inner.ended.contains(&id) {
             return Err("this session has ended".to_owned());
@@ -107,9 +113,7 @@ impl Primaries {
         });
         let session = match fitting {
             Some(session) => Arc::clone(session),
-            None => {
-                inner.replace(shared, &primary.applied, count, "a new session displaced it")?
-            }
+            None => inner.replace(shared, &primary.applied, count, "a new session displaced it")?,
         };
         session.place(offered).map_err(|error| error.to_string())?;
         inner.node = Some(node);
@@ -145,10 +149,15 @@ impl Primaries {
             }
             Verdict::Candidate => {}
             Verdict::Ignored(Ignored::NotAuthentic) => {
-                shared.refused.count(&shared.refused.datagrams_not_authentic, format_args!("datagram from {from}"));
+                shared
+                    .refused
+                    .count(&shared.refused.datagrams_not_authentic, format_args!("datagram from {from}"));
             }
             Verdict::Ignored(why) => {
-                shared.refused.count(&shared.refused.datagrams_replayed, format_args!("heartbeat from {from}: {why:?}"));
+                shared.refused.count(
+                    &shared.refused.datagrams_replayed,
+                    format_args!("heartbeat from {from}: {why:?}"),
+                );
             }
         }
     }
@@ -189,8 +198,11 @@ impl Primaries {
 
     /// Of each primary that has greeted.
     pub(super) fn status(&self, now: Now) -> Vec<PeerSessionStatus> {
-        let mut all: Vec<_> =
-            self.all().iter().filter_map(|primary| primary.inner.lock().status(&primary.applied, now)).collect();
+        let mut all: Vec<_> = self
+            .all()
+            .iter()
+            .filter_map(|primary| primary.inner.lock().status(&primary.applied, now))
+            .collect();
         all.sort_by(|one, other| one.node.cmp(&other.node));
         all
     }
