@@ -37,6 +37,8 @@ struct Inner {
     heartbeat: HeartbeatLogic,
     session: Option<Arc<Session>>,
     ended: VecDeque<SessionId>,
+    /// Why the last session that was connected ended, or was refused.
+    reason: String,
     /// Of the last session that had its images open.
     luns: Vec<(String, mirrorfs_journal::Epoch, bool)>,
 }
@@ -63,7 +65,14 @@ impl Primaries {
             times: shared.config.times,
             boot_id: shared.boot_id,
         });
-        let inner = Inner { node: None, heartbeat, session: None, ended: VecDeque::new(), luns: Vec::new() };
+        let inner = Inner {
+            node: None,
+            heartbeat,
+            session: None,
+            ended: VecDeque::new(),
+            reason: String::new(),
+            luns: Vec::new(),
+        };
         let primary = Arc::new(Primary { applied: Arc::default(), inner: Mutex::new(inner) });
         links.insert(link, Arc::clone(&primary));
         Some(primary)
@@ -236,6 +245,7 @@ impl Inner {
         if let Some(old) = &predecessor {
             old.end(reason);
             if let Some(id) = old.id() {
+                self.reason = old.over_reason().unwrap_or_default();
                 self.ended.push_back(id);
                 if self.ended.len() > ENDED_MAX {
                     self.ended.pop_front();
@@ -275,7 +285,7 @@ impl Inner {
             node: self.node.clone()?,
             luns: session.and_then(|session| session.luns()).unwrap_or_else(|| self.luns.clone()),
             connected: session.is_some_and(|session| session.is_connected()),
-            reason: session.and_then(|session| session.over_reason()).unwrap_or_default(),
+            reason: session.and_then(|session| session.over_reason()).unwrap_or_else(|| self.reason.clone()),
             session: session.and_then(|session| session.id()).map(|id| format!("{:032x}", id.0)),
             applied_requests: applied.requests.load(Ordering::Relaxed),
             applied_bytes: applied.bytes.load(Ordering::Relaxed),
