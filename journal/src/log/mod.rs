@@ -213,8 +213,10 @@ impl MirrorLog {
         }
         let start = self.shared.with_due(|core, due| session::begin(core, peer, due));
         for map in &self.shared.maps {
-            let error = |source| LogError::Io { action: "write", path: map.path().to_path_buf(), source };
-            map.flush().map_err(error)?;
+            if let Err(source) = map.flush() {
+                self.end_session();
+                return Err(LogError::Io { action: "write", path: map.path().to_path_buf(), source });
+            }
         }
         self.shared.resync_wake.notify_all();
         Ok(start)
@@ -369,6 +371,14 @@ impl MirrorLog {
             while core.first_to_spill().is_some() && !core.stopping {
                 self.shared.spill_wake.notify_one();
                 self.shared.spilled.wait_for(&mut core, SPILL_WAIT);
+            }
+            if core.given_up.is_some()
+                && let Some(first) = core.memory.keys().next().copied()
+            {
+                // What memory kept for the next session has no place in the queue.
+                let mut due = Vec::new();
+                core.give_up("closed with requests that it had no room for".into(), first, &mut due);
+                MutexGuard::unlocked(&mut core, || waiters::call(due));
             }
             if let Err(error) = core.finish_runs() {
                 log::error!("queue: {error}");

@@ -523,3 +523,79 @@ fn killed_process_leaves_a_prefix_that_ends_with_a_barrier() {
     let bytes: Vec<u8> = writes(&kept);
     assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == (index % 64) as u8));
 }
+
+#[test]
+fn view_shows_one_record_and_lengths_without_payloads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = after_outage(dir.path());
+    let appended = write(&log, LUN, 1 << 20, 7, 4096);
+    log.barrier(LUN);
+    spilled(&log);
+    let view = QueueView::open(dir.path()).unwrap();
+    let shown = view.show(appended.sequence).unwrap().unwrap();
+    assert!(matches!(&shown.body, Body::Write { payload, .. } if payload[..] == [7; 4096]));
+    assert_eq!(view.show(Sequence(1)).unwrap(), None);
+    let listed = view.records(false).unwrap();
+    assert_eq!(listed.iter().filter_map(MirrorRequest::range).collect::<Vec<_>>(), [(1 << 20, 4096)]);
+}
+
+#[test]
+fn flush_during_an_outage_returns_once_the_queue_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = after_outage(dir.path());
+    let threads: Vec<_> = (0..4u64)
+        .map(|thread| {
+            let log = Arc::clone(&log);
+            std::thread::spawn(move || {
+                for index in 0..20 {
+                    write(&log, LUN, (thread * 16 + index % 16) << 20, index as u8, 8192);
+                    let epoch = log.barrier(LUN);
+                    log.sync_queue(epoch);
+                    assert!(log.shared.core.lock().disk.first_unsynced().is_none_or(|first| first > epoch));
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(log.status().queued_requests, 80);
+}
+
+#[test]
+fn regions_of_a_durable_queue_are_not_in_use_after_a_clean_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, epoch) = after_outage(dir.path());
+    let last = fill(&log, 20, 5, 4096);
+    log.locally_synced(LUN, last);
+    log.close();
+    drop(log);
+    let log = reopened(dir.path(), true);
+    assert!(!log.is_marked(LUN, RegionNo(0)), "the queue covers it");
+    assert!(log.status().marked_regions >= 20);
+    log.begin_session(&[at(0, epoch)]).unwrap();
+    take_until(&log, barrier_of(last));
+    log.durable(last);
+    until("marks cleared", || log.status().marked_regions == 0);
+}
+
+#[test]
+fn closing_a_given_up_queue_leaves_the_rest_to_a_resync() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), 1);
+    config.queue_bytes_max = Some(4 << 20);
+    config.memory_bytes_max = 4 << 20;
+    let log = MirrorLog::open(config).unwrap();
+    source(&log, LUN);
+    log.begin_session(&[created(0)]).unwrap();
+    let (epoch, _) = sync_fully(&log);
+    fill(&log, 400, 4, 65536);
+    until("given up", || log.status().queue_given_up.is_some());
+    assert!(matches!(log.next(WAIT), Next::Ended), "the session goes with what it may have sent");
+    log.close();
+    drop(log);
+    let log = reopened(dir.path(), true);
+    let start = log.begin_session(&[at(0, epoch)]).unwrap();
+    assert_eq!(start.resync.len(), 1);
+    let (_, taken) = sync_fully(&log);
+    assert!(in_order(&taken));
+    assert_eq!(log.status().resync_regions_left, 0);
+}

@@ -126,6 +126,11 @@ pub(crate) fn resync(shared: &Shared) {
                         } else {
                             in_flight.push_back((upto, region));
                         }
+                        if state.map.next_resync(RegionNo(region.0 + 1)).is_none() {
+                            // The last one need not wait for the epoch to close by age.
+                            core.close_open(LunId(0));
+                            shared.wake_for_append(&mut core);
+                        }
                     }
                     Err(error) => {
                         log::error!("resync: LUN {}, region {}: {error}; trying again", lun.0, region.0);

@@ -52,8 +52,9 @@ impl Waiters {
 
     /// The log dropped what lies behind these numbers; it is left to a resync.
     pub(crate) fn dropped(&mut self, after: Sequence, after_epoch: Epoch, due: &mut Due) {
-        take(&mut self.applied, |key| key > after.0, Waited::Queued, due);
-        take(&mut self.durable, |key| key > after_epoch.0, Waited::Queued, due);
+        let outcome = if self.policy == Some(OnOutage::Readonly) { Waited::Failed } else { Waited::Queued };
+        take(&mut self.applied, |key| key > after.0, outcome, due);
+        take(&mut self.durable, |key| key > after_epoch.0, outcome, due);
     }
 
     /// The peer is away: what the policy says. `stored`: in the queue; `synced`: in its fdatasynced part.

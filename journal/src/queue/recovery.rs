@@ -166,9 +166,9 @@ pub(crate) fn recover(
     }
     out.garbage.extend(gone.into_iter().map(|segment| segment.path));
     // A damaged tail behind the last barrier that is kept.
-    if let Some(segment) = out.disk.segments.values_mut().next_back()
-        && !segment.finished
-    {
+    if let Some(segment) = out.disk.segments.values_mut().next_back() {
+        // A trailer would name a segment that does not exist.
+        segment.finished = false;
         segment.file.set_len(segment.end).map_err(io)?;
     }
     Ok(out)
