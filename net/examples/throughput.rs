@@ -55,7 +55,15 @@ impl RegionSource for Nowhere {
 /// User and system time of this process, seconds.
 fn cpu() -> io::Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<u64> = stat.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).take(2).flat_map(str::parse).collect();
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .flat_map(str::parse)
+        .collect();
     Ok(fields.iter().sum::<u64>() as f64 / 100.0)
 }
 
@@ -130,7 +138,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for region in 0..SIZE >> 20 {
         log.ensure_marked(LUN, RegionNo(region))?;
     }
-    for (length, total) in [(1_u64 << 20, 4_u64 << 30), (256 << 10, 4 << 30), (64 << 10, 2 << 30), (4 << 10, 1 << 30)] {
+    for (length, total) in
+        [(1_u64 << 20, 4_u64 << 30), (256 << 10, 4 << 30), (64 << 10, 2 << 30), (4 << 10, 1 << 30)]
+    {
         let payload = Bytes::from(vec![7; usize::try_from(length)?]);
         let crc = crc32c::crc32c(&payload);
         let (start, used) = (Instant::now(), cpu()?);
@@ -168,9 +178,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let start = Instant::now();
     for round in 0..rounds {
-        let appended = log.append(LUN, Origin::File(1), Body::Write { offset: round * 4096, payload: payload.clone(), crc });
+        let appended = log.append(
+            LUN,
+            Origin::File(1),
+            Body::Write { offset: round * 4096, payload: payload.clone(), crc },
+        );
         let (send, receive) = mpsc::channel();
-        log.when_applied(appended.sequence, Box::new(move |_| drop(send.send(()))));
+        log.when_applied(appended.sequence, Box::new(move |_| send.send(()).unwrap_or(())));
         receive.recv()?;
     }
     println!("4 KiB answered: {:.0} us", start.elapsed().as_secs_f64() * 1e6 / rounds as f64);
@@ -182,6 +196,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 fn wait_durable(log: &MirrorLog) {
     let (send, receive) = mpsc::channel();
-    log.when_durable(log.barrier(LUN), Box::new(move |_| drop(send.send(()))));
+    log.when_durable(log.barrier(LUN), Box::new(move |_| send.send(()).unwrap_or(())));
     let _ = receive.recv();
 }

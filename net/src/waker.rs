@@ -19,9 +19,9 @@ impl Waker {
     }
 
     pub(crate) fn wake(&self) {
-        let one = 1_u64.to_ne_bytes();
-        // SAFETY: the descriptor is open and the buffer has 8 bytes. A full counter means that it is awake already.
-        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        let one = 1_u64;
+        // SAFETY: the descriptor is open and `one` has 8 bytes. A full counter means that it is awake already.
+        unsafe { libc::write(self.0.as_raw_fd(), std::ptr::from_ref(&one).cast(), size_of::<u64>()) };
     }
 
     pub(crate) fn clear(&self) {
@@ -50,14 +50,17 @@ pub(crate) struct Ready {
 ///
 /// # Errors
 /// The system's; an interrupted wait is taken up again.
-pub(crate) fn wait(waker: &Waker, fd: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Ready> {
+pub(crate) fn wait(
+    waker: &Waker,
+    fd: Option<BorrowedFd<'_>>,
+    timeout: Option<Duration>,
+) -> io::Result<Ready> {
     let entry = |fd: BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let mut polled = [entry(waker.as_fd()), entry(fd.unwrap_or(waker.as_fd()))];
     let count = if fd.is_some() { 2 } else { 1 };
     // Rounded up, so that a wait for part of a millisecond does not spin.
-    let millis = timeout.map_or(-1, |timeout| {
-        i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
-    });
+    let millis =
+        timeout.map_or(-1, |timeout| i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));
     loop {
         // SAFETY: the descriptors are borrowed for the call and `count` entries are there.
         let ready = unsafe { libc::poll(polled.as_mut_ptr(), count, millis) };

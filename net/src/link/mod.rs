@@ -29,8 +29,8 @@ use parking_lot::Mutex;
 use session::Session;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// Events that may wait for the supervisor; it looks at the state of things itself at each tick, so that one lost in a

@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 /// Connects, shakes hands and hangs up; what it finds is shown with the link's reason. Blocks up to the handshake's
 /// bound, so it has a thread of its own.
 pub(super) fn run(shared: &Shared, addr: SocketAddr) {
-    let options =
-        TransportOptions { handshake_timeout: shared.config.times.heartbeat_timeout, ..TransportOptions::default() };
+    let options = TransportOptions {
+        handshake_timeout: shared.config.times.heartbeat_timeout,
+        ..TransportOptions::default()
+    };
     let found = match transport::connect(addr, &shared.config.security, &options) {
         Ok(_) => format!("{addr} answers on TCP; is UDP let through?"),
         Err(error) => error.to_string(),

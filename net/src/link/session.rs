@@ -96,7 +96,11 @@ impl Session {
         Ok(session)
     }
 
-    fn spawn(self: &Arc<Self>, name: String, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
+    fn spawn(
+        self: &Arc<Self>,
+        name: String,
+        run: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> io::Result<()> {
         let session = Arc::clone(self);
         self.state.lock().running += 1;
         let spawned = std::thread::Builder::new().name(name).spawn(move || {

@@ -83,8 +83,15 @@ impl Supervisor<'_> {
                 (machine.on_event(event, now), left, machine.snapshot(now))
             };
             if entered.state != left {
-                let level = if entered.state == LinkState::Down { log::Level::Warn } else { log::Level::Info };
-                log::log!(level, "link to {}: {:?}, was {left:?}: {}", self.shared.config.peer, entered.state, entered.reason);
+                let level =
+                    if entered.state == LinkState::Down { log::Level::Warn } else { log::Level::Info };
+                log::log!(
+                    level,
+                    "link to {}: {:?}, was {left:?}: {}",
+                    self.shared.config.peer,
+                    entered.state,
+                    entered.reason
+                );
             }
             for action in actions {
                 match action {
@@ -157,8 +164,9 @@ impl Supervisor<'_> {
                 if !first && due && free {
                     self.probed_at = Some(now);
                     let thread = Arc::clone(shared);
-                    let spawned =
-                        std::thread::Builder::new().name("probe".to_owned()).spawn(move || probe::run(&thread, target));
+                    let spawned = std::thread::Builder::new()
+                        .name("probe".to_owned())
+                        .spawn(move || probe::run(&thread, target));
                     match spawned {
                         Ok(handle) => self.probe = Some(handle),
                         Err(error) => log::warn!("no thread to probe {target}: {error}"),
@@ -216,10 +224,7 @@ impl Supervisor<'_> {
             session.want_goodbye(EndReason::Stopped);
             let bound = self.shared.config.times.heartbeat_timeout.min(Duration::from_secs(2));
             let begun = self.shared.clock.now();
-            while !session.is_over()
-                && !session.all_out()
-                && self.shared.clock.now().since(begun) < bound
-            {
+            while !session.is_over() && !session.all_out() && self.shared.clock.now().since(begun) < bound {
                 // Any event is a reason to look again; what it says does not matter any more.
                 let _ = inbox.recv_timeout(Duration::from_millis(10));
             }

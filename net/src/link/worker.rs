@@ -76,7 +76,8 @@ fn connect(session: &Session, index: u16) -> Result<Option<Transport>, EndReason
         None if session.is_over() => return Ok(None),
         None => return Err(broken(index, &"its element was closed")),
     };
-    let options = TransportOptions { handshake_timeout: times.heartbeat_timeout, ..TransportOptions::default() };
+    let options =
+        TransportOptions { handshake_timeout: times.heartbeat_timeout, ..TransportOptions::default() };
     let transport =
         transport::connect(addr, &shared.config.security, &options).map_err(|error| match error {
             TransportError::WrongKey { .. }
@@ -89,13 +90,21 @@ fn connect(session: &Session, index: u16) -> Result<Option<Transport>, EndReason
             other => broken(index, &other),
         })?;
     if !shared.array.open(index, transport.closer(), shared.clock.now()) {
-        return if session.is_over() { Ok(None) } else { Err(broken(index, &"its element was marked closed")) };
+        return if session.is_over() {
+            Ok(None)
+        } else {
+            Err(broken(index, &"its element was marked closed"))
+        };
     }
     Ok(Some(transport))
 }
 
 /// The greeting; on connection 0 the answer says what the peer's labels hold.
-fn greet(session: &Session, index: u16, transport: &mut Transport) -> Result<Option<Vec<PeerLun>>, EndReason> {
+fn greet(
+    session: &Session,
+    index: u16,
+    transport: &mut Transport,
+) -> Result<Option<Vec<PeerLun>>, EndReason> {
     let shared = &session.shared;
     let durable = shared.log.status().durable_epoch;
     let greeting = Greeting {
@@ -148,7 +157,9 @@ fn check(session: &Session, luns: Vec<PeerLun>) -> Result<Vec<PeerLun>, EndReaso
         return Err(EndReason::Refused("the peer answers for other LUNs than were asked for".to_owned()));
     }
     let open = session.shared.log.status().open_epoch;
-    if let Some((lun, hello)) = luns.iter().zip(ours).find(|(lun, _)| lun.durable_epoch >= open && !lun.created) {
+    if let Some((lun, hello)) =
+        luns.iter().zip(ours).find(|(lun, _)| lun.durable_epoch >= open && !lun.created)
+    {
         return Err(EndReason::Refused(format!(
             "the mirror of LUN {} has epoch {}, this primary is at {open} only: this image is an older copy; \
              use the newer one, or promote the mirror",
@@ -259,7 +270,8 @@ fn read(session: &Session, index: u16, mut receiver: Receiver) {
             }
             Err(WireError::Io(error)) => {
                 let ended = error.kind() == io::ErrorKind::UnexpectedEof;
-                if !(ended && session.goodbye_wanted()) && !session.is_over() {
+                let expected = session.is_over() || (ended && session.goodbye_wanted());
+                if !expected {
                     let why = if ended { "closed by the peer".to_owned() } else { error.to_string() };
                     session.fail(broken(index, &why));
                 }

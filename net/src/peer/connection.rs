@@ -2,16 +2,16 @@
 
 use super::gate::Arrival;
 use super::images::{Failure, Images};
-use super::session::{Session, READ_AHEAD_BYTES};
+use super::session::{READ_AHEAD_BYTES, Session};
 use crate::transport::{Receiver, Sender, Transport};
 use crate::wire::codec::{self, WireError};
-use crate::wire::{Begin, Greeting, Message, Outcome, Response, Welcome, PROTOCOL_VERSION};
-use mirrorfs_journal::{Body, Epoch, LunId, MirrorRequest, Sequence, REGION_BYTES};
+use crate::wire::{Begin, Greeting, Message, Outcome, PROTOCOL_VERSION, Response, Welcome};
+use mirrorfs_journal::{Body, Epoch, LunId, MirrorRequest, REGION_BYTES, Sequence};
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Bytes of answers that are sent at once, even if more requests are at hand.
@@ -206,8 +206,7 @@ impl Connection<'_> {
     }
 
     fn apply(&mut self, request: &MirrorRequest) -> Result<(), End> {
-        let outcome =
-            self.images.apply(request).map_err(|failure| End::Failed(request.sequence, failure))?;
+        let outcome = self.images.apply(request).map_err(|failure| End::Failed(request.sequence, failure))?;
         self.session.count_applied(request.payload_bytes() as u64);
         // Every connection carries a copy of a marker; one answer is enough.
         let marker = matches!(request.body, Body::ResyncBegin { .. } | Body::ResyncEnd);
@@ -227,7 +226,10 @@ impl Connection<'_> {
         match gate.arrive(request.epoch, previous) {
             Arrival::Mismatch(first) => Err(End::Failed(
                 request.sequence,
-                Failure::rule(format!("connection {} is at barrier {}, another at {first}", self.index, request.epoch)),
+                Failure::rule(format!(
+                    "connection {} is at barrier {}, another at {first}",
+                    self.index, request.epoch
+                )),
             )),
             Arrival::Complete => {
                 if self.session.is_over() {

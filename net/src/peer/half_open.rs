@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 /// Half-open connections at most; each has a thread.
 const HALF_OPEN_MAX: usize = 64;
 
-/// The table. Its lock is a leaf.
+/// By ticket, oldest first, with the time of entry.
+type Sockets = BTreeMap<u64, (TcpStream, Instant)>;
+
+/// The table, with the last ticket. Its lock is a leaf.
 #[derive(Default)]
 pub(crate) struct HalfOpen {
-    sockets: Mutex<(u64, BTreeMap<u64, (TcpStream, Instant)>)>,
+    sockets: Mutex<(u64, Sockets)>,
 }
 
 /// One connection's place in the table; given back when dropped.

@@ -35,7 +35,9 @@ fn judge(shared: &Arc<Shared>, bytes: &[u8], from: SocketAddr) {
             format_args!("datagram of {} bytes from {from}: not authentic", bytes.len()),
         ),
         Ok(datagram) if datagram.side != Side::Local => {
-            shared.refused.count(&shared.refused.datagrams_replayed, format_args!("reflected heartbeat from {from}"));
+            shared
+                .refused
+                .count(&shared.refused.datagrams_replayed, format_args!("reflected heartbeat from {from}"));
         }
         Ok(datagram) => shared.primaries.on_datagram(shared, &datagram, from),
     }

@@ -4,11 +4,11 @@ use super::gather::Gather;
 use crate::store::{LunHello, MirrorImage, MirrorStore, StoreRefusal};
 use crate::wire::Outcome;
 use mirrorfs_journal::log::PeerLun;
-use mirrorfs_journal::{Body, Epoch, LunId, MirrorRequest, Sequence, REGION_BYTES};
+use mirrorfs_journal::{Body, Epoch, LunId, MirrorRequest, REGION_BYTES, Sequence};
 use parking_lot::Mutex;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Payload bytes of one gathered epoch at most; the log ends an epoch before it exceeds 64 MiB.
 const GATHER_BYTES_MAX: u64 = 128 << 20;
@@ -28,7 +28,10 @@ impl Failure {
     }
 
     fn io(lun: &str, action: &str, error: &io::Error) -> Self {
-        Self { errno: error.raw_os_error().unwrap_or(0), message: format!("{action} on mirror of LUN {lun}: {error}") }
+        Self {
+            errno: error.raw_os_error().unwrap_or(0),
+            message: format!("{action} on mirror of LUN {lun}: {error}"),
+        }
     }
 }
 
@@ -62,7 +65,11 @@ pub(crate) struct Images {
 
 impl Images {
     /// Opens every LUN of the greeting.
-    pub(crate) fn open(store: &dyn MirrorStore, node: &str, hellos: &[LunHello]) -> Result<Self, StoreRefusal> {
+    pub(crate) fn open(
+        store: &dyn MirrorStore,
+        node: &str,
+        hellos: &[LunHello],
+    ) -> Result<Self, StoreRefusal> {
         let mut luns = Vec::with_capacity(hellos.len());
         for hello in hellos {
             let image = store.open(node, hello)?;
@@ -140,7 +147,10 @@ impl Images {
                     let mut gathered = lun.gathered.lock();
                     gathered.write(*offset, payload.clone());
                     if gathered.data_bytes() > GATHER_BYTES_MAX {
-                        return Err(Failure::rule(format!("epoch {} of LUN {} is too large", request.epoch, lun.hello.name)));
+                        return Err(Failure::rule(format!(
+                            "epoch {} of LUN {} is too large",
+                            request.epoch, lun.hello.name
+                        )));
                     }
                 } else {
                     lun.image.write(*offset, payload).map_err(|error| lun.failed("write", &error))?;
@@ -236,7 +246,8 @@ impl Lun {
 
     fn check_range(&self, offset: u64, length: u64) -> Result<(), Failure> {
         let end = offset.checked_add(length).filter(|&end| end <= self.hello.size_bytes);
-        let whole = offset % 512 == 0 && length % 512 == 0 && length > 0 && length <= REGION_BYTES;
+        let whole =
+            offset.is_multiple_of(512) && length.is_multiple_of(512) && length > 0 && length <= REGION_BYTES;
         if end.is_some() && whole {
             return Ok(());
         }

@@ -47,31 +47,41 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             return;
         }
     };
-    let started = stream.set_nonblocking(false).and_then(|()| shared.half_open.enter(&stream)).and_then(|(place, evicted)| {
-        if evicted {
-            shared.refused.count(&shared.refused.handshakes_failed, format_args!("too many silent connections"));
-        }
-        let thread = Arc::clone(shared);
-        std::thread::Builder::new().name("handshake".to_owned()).spawn(move || {
-            let greeted = greet(&thread, stream, from);
-            drop(place);
-            match greeted {
-                Ok(accepted) => admit(&thread, accepted),
-                Err(error) => {
-                    thread.refused.count(&thread.refused.handshakes_failed, format_args!("connection from {from}: {error}"));
-                }
+    let started = stream.set_nonblocking(false).and_then(|()| shared.half_open.enter(&stream)).and_then(
+        |(place, evicted)| {
+            if evicted {
+                shared
+                    .refused
+                    .count(&shared.refused.handshakes_failed, format_args!("too many silent connections"));
             }
-        })
-    });
+            let thread = Arc::clone(shared);
+            std::thread::Builder::new().name("handshake".to_owned()).spawn(move || {
+                let greeted = greet(&thread, stream, from);
+                drop(place);
+                match greeted {
+                    Ok(accepted) => admit(&thread, accepted),
+                    Err(error) => {
+                        thread.refused.count(
+                            &thread.refused.handshakes_failed,
+                            format_args!("connection from {from}: {error}"),
+                        );
+                    }
+                }
+            })
+        },
+    );
     match started {
         Ok(handle) => shared.keep(handle),
-        Err(error) => shared.refused.count(&shared.refused.handshakes_failed, format_args!("{from}: {error}")),
+        Err(error) => {
+            shared.refused.count(&shared.refused.handshakes_failed, format_args!("{from}: {error}"))
+        }
     }
 }
 
 /// Handshake and greeting, within the bound that [`run`] enforces by shutting the socket down.
 fn greet(shared: &Shared, stream: TcpStream, from: SocketAddr) -> Result<Accepted, String> {
-    let options = TransportOptions { handshake_timeout: half_open_timeout(shared), ..TransportOptions::default() };
+    let options =
+        TransportOptions { handshake_timeout: half_open_timeout(shared), ..TransportOptions::default() };
     let mut transport =
         transport::accept(stream, &shared.config.security, &options).map_err(|error| error.to_string())?;
     match codec::read_control::<Greeting>(transport.halves().1) {
@@ -94,7 +104,10 @@ fn admit(shared: &Arc<Shared>, accepted: Accepted) {
     if let Some(mut refused) = offered {
         shared.refused.count(
             &shared.refused.handshakes_failed,
-            format_args!("greeting of connection {} from {}: {reason}", refused.greeting.index, refused.greeting.node),
+            format_args!(
+                "greeting of connection {} from {}: {reason}",
+                refused.greeting.index, refused.greeting.node
+            ),
         );
         // If it is gone already there is nobody left to tell.
         let _ = send_welcome(refused.transport.halves().0, &Welcome::Invalid(reason));

@@ -37,6 +37,8 @@ struct Inner {
     heartbeat: HeartbeatLogic,
     session: Option<Arc<Session>>,
     ended: VecDeque<SessionId>,
+    /// Why the last session that was connected ended, or was refused.
+    reason: String,
     /// Of the last session that had its images open.
     luns: Vec<(String, mirrorfs_journal::Epoch, bool)>,
 }
@@ -63,7 +65,14 @@ impl Primaries {
             times: shared.config.times,
             boot_id: shared.boot_id,
         });
-        let inner = Inner { node: None, heartbeat, session: None, ended: VecDeque::new(), luns: Vec::new() };
+        let inner = Inner {
+            node: None,
+            heartbeat,
+            session: None,
+            ended: VecDeque::new(),
+            reason: String::new(),
+            luns: Vec::new(),
+        };
         let primary = Arc::new(Primary { applied: Arc::default(), inner: Mutex::new(inner) });
         links.insert(link, Arc::clone(&primary));
         Some(primary)
@@ -82,7 +91,10 @@ impl Primaries {
         let Some(accepted) = offered.as_ref() else { return Ok(()) };
         let greeting = &accepted.greeting;
         if greeting.version != PROTOCOL_VERSION {
-            return Err(format!("protocol version {} is unknown here ({PROTOCOL_VERSION})", greeting.version));
+            return Err(format!(
+                "protocol version {} is unknown here ({PROTOCOL_VERSION})",
+                greeting.version
+            ));
         }
         check_node(&greeting.node)?;
         if greeting.count == 0 || greeting.count > CONNECTIONS_MAX || greeting.index >= greeting.count {
@@ -96,7 +108,10 @@ impl Primaries {
             return Err("the peer is being stopped".to_owned());
         }
         if inner.node.as_deref().is_some_and(|known| known != node) {
-            return Err(format!("node names {node} and {} can't be told apart; rename one", inner.node.as_deref().unwrap_or("")));
+            return Err(format!(
+                "node names {node} and {} can't be told apart; rename one",
+                inner.node.as_deref().unwrap_or("")
+            ));
         }
         if inner.ended.contains(&id) {
             return Err("this session has ended".to_owned());
@@ -107,9 +122,7 @@ impl Primaries {
         });
         let session = match fitting {
             Some(session) => Arc::clone(session),
-            None => {
-                inner.replace(shared, &primary.applied, count, "a new session displaced it")?
-            }
+            None => inner.replace(shared, &primary.applied, count, "a new session displaced it")?,
         };
         session.place(offered).map_err(|error| error.to_string())?;
         inner.node = Some(node);
@@ -145,10 +158,15 @@ impl Primaries {
             }
             Verdict::Candidate => {}
             Verdict::Ignored(Ignored::NotAuthentic) => {
-                shared.refused.count(&shared.refused.datagrams_not_authentic, format_args!("datagram from {from}"));
+                shared
+                    .refused
+                    .count(&shared.refused.datagrams_not_authentic, format_args!("datagram from {from}"));
             }
             Verdict::Ignored(why) => {
-                shared.refused.count(&shared.refused.datagrams_replayed, format_args!("heartbeat from {from}: {why:?}"));
+                shared.refused.count(
+                    &shared.refused.datagrams_replayed,
+                    format_args!("heartbeat from {from}: {why:?}"),
+                );
             }
         }
     }
@@ -189,8 +207,11 @@ impl Primaries {
 
     /// Of each primary that has greeted.
     pub(super) fn status(&self, now: Now) -> Vec<PeerSessionStatus> {
-        let mut all: Vec<_> =
-            self.all().iter().filter_map(|primary| primary.inner.lock().status(&primary.applied, now)).collect();
+        let mut all: Vec<_> = self
+            .all()
+            .iter()
+            .filter_map(|primary| primary.inner.lock().status(&primary.applied, now))
+            .collect();
         all.sort_by(|one, other| one.node.cmp(&other.node));
         all
     }
@@ -224,6 +245,7 @@ impl Inner {
         if let Some(old) = &predecessor {
             old.end(reason);
             if let Some(id) = old.id() {
+                self.reason = old.over_reason().unwrap_or_default();
                 self.ended.push_back(id);
                 if self.ended.len() > ENDED_MAX {
                     self.ended.pop_front();
@@ -263,7 +285,7 @@ impl Inner {
             node: self.node.clone()?,
             luns: session.and_then(|session| session.luns()).unwrap_or_else(|| self.luns.clone()),
             connected: session.is_some_and(|session| session.is_connected()),
-            reason: session.and_then(|session| session.over_reason()).unwrap_or_default(),
+            reason: session.and_then(|session| session.over_reason()).unwrap_or_else(|| self.reason.clone()),
             session: session.and_then(|session| session.id()).map(|id| format!("{:032x}", id.0)),
             applied_requests: applied.requests.load(Ordering::Relaxed),
             applied_bytes: applied.bytes.load(Ordering::Relaxed),

@@ -5,10 +5,10 @@
 //! - *closed*: all sockets are shut down as well (later, if a last answer must get out first).
 //! - *finished*: every thread has left and the images are closed. A successor answers no greeting before that.
 
+use super::Shared;
 use super::connection::{self, Leave};
 use super::gate::Gate;
 use super::images::{Failure, Images};
-use super::Shared;
 use crate::connection::{Accepted, ArrayError, ConnectionArray, SocketParameter};
 use crate::store::StoreRefusal;
 use crate::supervise::Now;
@@ -16,8 +16,8 @@ use crate::wire::SessionId;
 use mirrorfs_journal::{Epoch, Sequence};
 use parking_lot::{Condvar, Mutex};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes that the connection threads of one session may read ahead together while they wait at a barrier.
@@ -80,7 +80,8 @@ impl Session {
         predecessor: Option<Arc<Session>>,
         applied: &Arc<Applied>,
     ) -> io::Result<Arc<Self>> {
-        let array = ConnectionArray::new(count, shared.config.times.heartbeat_timeout).map_err(io::Error::other)?;
+        let array =
+            ConnectionArray::new(count, shared.config.times.heartbeat_timeout).map_err(io::Error::other)?;
         let session = Arc::new(Self {
             shared: Arc::clone(shared),
             array: Arc::new(array),
@@ -94,8 +95,9 @@ impl Session {
         for index in 0..count {
             session.state.lock().threads += 1;
             let thread = Arc::clone(&session);
-            let spawned =
-                std::thread::Builder::new().name(format!("connection {index}")).spawn(move || thread.run(index));
+            let spawned = std::thread::Builder::new()
+                .name(format!("connection {index}"))
+                .spawn(move || thread.run(index));
             match spawned {
                 Ok(handle) => shared.keep(handle),
                 Err(error) => {
@@ -173,7 +175,9 @@ impl Session {
             }
             match self.array.take(index, times.request_timeout) {
                 Some(SocketParameter::Accepted(accepted)) => return Ok(Some(*accepted)),
-                Some(SocketParameter::Connect { .. }) => return Err("its element holds no accepted socket".to_owned()),
+                Some(SocketParameter::Connect { .. }) => {
+                    return Err("its element holds no accepted socket".to_owned());
+                }
                 None => {}
             }
             let now = self.shared.clock.now();

@@ -115,9 +115,15 @@ fn hung_disk_is_a_stall_and_the_next_session_waits_for_its_write() {
     store.disk().hang.store(true, Ordering::SeqCst);
     primary.write_some(10);
     primary.barrier();
-    wait_for("the stall", || link.status().state == LinkState::Down && link.status().reason.contains("stalled"));
+    wait_for("the stall", || {
+        link.status().state == LinkState::Down && link.status().reason.contains("stalled")
+    });
     std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(store.opens.load(Ordering::SeqCst), opens, "no new session opens the image beside the hung write");
+    assert_eq!(
+        store.opens.load(Ordering::SeqCst),
+        opens,
+        "no new session opens the image beside the hung write"
+    );
     store.disk().hang.store(false, Ordering::SeqCst);
     wait_state(&link, LinkState::Live);
     primary.sync();

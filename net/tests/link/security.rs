@@ -88,7 +88,13 @@ fn forged_and_replayed_datagrams_do_nothing() {
     peer.stop();
 }
 
-fn greet(addr: SocketAddr, session: u128, index: u16, count: u16, node: &str) -> (transport::Transport, Option<Welcome>) {
+fn greet(
+    addr: SocketAddr,
+    session: u128,
+    index: u16,
+    count: u16,
+    node: &str,
+) -> (transport::Transport, Option<Welcome>) {
     let mut transport = transport::connect(addr, &Security::None, &TransportOptions::default()).unwrap();
     let greeting = Greeting {
         version: PROTOCOL_VERSION,
@@ -121,7 +127,10 @@ fn connection_that_cannot_be_is_refused() {
     assert!(store.is_empty());
     // The heartbeats of this primary are not heard, so that its session does not live long; it need not.
     let (_one, first) = greet(addr, 2, 0, 2, "other");
-    assert!(matches!(first, Some(Welcome::Accepted { ref luns, .. }) if luns[0].durable_epoch == Epoch(0)), "{first:?}");
+    assert!(
+        matches!(first, Some(Welcome::Accepted { ref luns, .. }) if luns[0].durable_epoch == Epoch(0)),
+        "{first:?}"
+    );
     assert!(invalid(greet(addr, 2, 0, 2, "other").1), "a second i");
     assert!(invalid(greet(addr, 2, 1, 3, "other").1), "another n");
     let refused = peer.status().refused;
@@ -133,7 +142,8 @@ fn connection_that_cannot_be_is_refused() {
 fn silent_connections_are_harmless() {
     let (primary, store) = (Primary::new(), Arc::new(Store::default()));
     let peer = peer(&store);
-    let silent: Vec<TcpStream> = (0..300).filter_map(|_| TcpStream::connect(peer.listen_addr()).ok()).collect();
+    let silent: Vec<TcpStream> =
+        (0..300).filter_map(|_| TcpStream::connect(peer.listen_addr()).ok()).collect();
     assert!(silent.len() > 200);
     let link = link(&primary, peer.listen_addr(), 16);
     wait_state(&link, LinkState::Live);

@@ -227,7 +227,9 @@ impl RegionSource for Source {
 
 impl Primary {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir_in(if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
+        let dir =
+            tempfile::tempdir_in(if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" })
+                .unwrap();
         let log = MirrorLog::open(LogConfig {
             dir: dir.path().join("queue"),
             memory_bytes_max: 256 << 20,
@@ -245,8 +247,10 @@ impl Primary {
             }],
         })
         .unwrap();
-        let source =
-            Arc::new(Source { log: Mutex::new(Some(Arc::downgrade(&log))), bytes: Mutex::new(vec![0; SIZE as usize]) });
+        let source = Arc::new(Source {
+            log: Mutex::new(Some(Arc::downgrade(&log))),
+            bytes: Mutex::new(vec![0; SIZE as usize]),
+        });
         log.set_region_source(LUN, Arc::clone(&source) as Arc<dyn RegionSource>);
         Self {
             log,
@@ -349,7 +353,10 @@ impl Primary {
                 Applied::Sync(epoch) => synced = *epoch,
                 Applied::Write(number) => {
                     let Some(&epoch) = epochs.get(number) else { continue };
-                    assert!(epoch > synced, "write {number} of epoch {epoch} came after the sync of {synced}");
+                    assert!(
+                        epoch > synced,
+                        "write {number} of epoch {epoch} came after the sync of {synced}"
+                    );
                     let before = all.iter().rev().find(|&&other| other < epoch);
                     assert!(
                         before.is_none_or(|&before| before <= synced),

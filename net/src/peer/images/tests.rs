@@ -192,7 +192,9 @@ fn resync_markers_frame_a_resync_and_restart_the_chain() {
 fn ranges_outside_the_lun_are_refused() {
     let store = Store::at(&[5]);
     let images = store.open_all(0);
-    for (offset, length) in [(64 << 10, 512), (0, 0), (100, 512), (0, 100), (u64::MAX - 511, 512), ((64 << 10) - 512, 1024)] {
+    for (offset, length) in
+        [(64 << 10, 512), (0, 0), (100, 512), (0, 100), (u64::MAX - 511, 512), ((64 << 10) - 512, 1024)]
+    {
         assert!(images.apply(&request(0, 6, Body::Discard { offset, length })).is_err(), "{offset} {length}");
     }
     assert!(images.apply(&write(1, 6, 0, 1)).is_err(), "a LUN that was not in the greeting");
