@@ -11,5 +11,5 @@ mod regions;
 pub mod request;
 
 pub use ids::{Epoch, Generation, Incarnation, LunId, LunUuid, REGION_BYTES, RegionNo, Sequence};
-pub use log::MirrorLog;
+pub use log::{MirrorLog, QueueView};
 pub use request::{Body, MirrorRequest, Origin};

@@ -240,9 +240,15 @@ impl RegionMap {
                 inner.floor = inner.floor.max(Epoch(get(&bytes, 16)));
                 for word in 0..WORDS_PER_SECTOR {
                     let at = sector * WORDS_PER_SECTOR + word;
-                    inner.in_use[at] = get(&bytes, 24 + word * 8);
-                    inner.queued[at] = get(&bytes, 152 + word * 8);
-                    inner.resync[at] = get(&bytes, 280 + word * 8);
+                    // The LUN may have been larger.
+                    let mask = match regions.saturating_sub(at as u64 * 64) {
+                        0 => 0,
+                        left @ 1..64 => (1 << left) - 1,
+                        _ => u64::MAX,
+                    };
+                    inner.in_use[at] = get(&bytes, 24 + word * 8) & mask;
+                    inner.queued[at] = get(&bytes, 152 + word * 8) & mask;
+                    inner.resync[at] = get(&bytes, 280 + word * 8) & mask;
                     map.live[at].store(inner.in_use[at], Ordering::SeqCst);
                 }
             }

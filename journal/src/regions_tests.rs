@@ -157,3 +157,12 @@ fn golden_bytes() {
     );
     assert_eq!((sector[152], sector[280]), (2, 4));
 }
+
+#[test]
+fn shrunk_lun_forgets_the_marks_behind_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let (map, known) = RegionMap::open(dir.path(), UUID, GENERATION, 1030 << 20).unwrap();
+    assert!(known && map.all_resync());
+    assert_eq!(map.marked_count(), 1030);
+}

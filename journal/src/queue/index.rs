@@ -77,7 +77,8 @@ pub(crate) fn path_of(dir: &Path) -> PathBuf {
 }
 
 fn open_at(path: &Path) -> Result<sled::Db, String> {
-    let open = || sled::Config::new().path(path).cache_capacity(8 << 20).flush_every_ms(Some(500)).open();
+    // No flusher thread: nothing depends on when the index reaches the disk.
+    let open = || sled::Config::new().path(path).cache_capacity(8 << 20).flush_every_ms(None).open();
     // sled has been seen to panic on damaged files.
     match catch_unwind(AssertUnwindSafe(open)) {
         Ok(Ok(db)) => Ok(db),
