@@ -1,4 +1,4 @@
-//! What the link carries on loopback, beside bare TCP: `cargo run --release --example throughput [CONNECTIONS] [key]`.
+//! What the link carries on loopback, beside bare TCP: `cargo run --release --example throughput [CONNECTIONS] [key] [latency]`.
 //! The mirror throws the bytes away, so that only log, wire and threads are measured.
 
 use bytes::Bytes;
@@ -138,8 +138,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for region in 0..SIZE >> 20 {
         log.ensure_marked(LUN, RegionNo(region))?;
     }
+    let bulk = !arguments.iter().any(|text| text == "latency");
     for (length, total) in
         [(1_u64 << 20, 4_u64 << 30), (256 << 10, 4 << 30), (64 << 10, 2 << 30), (4 << 10, 1 << 30)]
+            .into_iter()
+            .filter(|_| bulk)
     {
         let payload = Bytes::from(vec![7; usize::try_from(length)?]);
         let crc = crc32c::crc32c(&payload);

@@ -44,7 +44,7 @@ pub(super) fn run(session: &Session) {
             }
             Next::Idle => {}
             Next::Ended => {
-                session.want_goodbye(EndReason::Connection("the log is being closed".to_owned()));
+                session.want_goodbye(EndReason::Connection("the mirror log ended the session".to_owned()));
             }
         }
     }

@@ -47,6 +47,7 @@ pub(super) struct Session {
 struct State {
     id: Option<SessionId>,
     boot_id: u64,
+    node: String,
     /// Bit i: element i has had its connection.
     placed: u64,
     predecessor: Option<Arc<Session>>,
@@ -208,6 +209,7 @@ impl Session {
             self.array.begin(greeting.session);
             state.id = Some(greeting.session);
             state.boot_id = greeting.boot_id;
+            state.node.clone_from(&greeting.node);
         }
         if state.placed & (1 << index) != 0 {
             return Err(ArrayError::Taken(index).into());
@@ -258,10 +260,10 @@ impl Session {
         }
         state.over = Some(reason.to_owned());
         self.over.store(true, Ordering::Release);
-        let id = state.id;
+        let node = state.id.map(|_| state.node.clone());
         drop(state);
-        if id.is_some() {
-            log::info!("session ends: {reason}");
+        if let Some(node) = node {
+            log::info!("session of {node} ends: {reason}");
         }
         self.gate.wake_all();
         self.changed.notify_all();

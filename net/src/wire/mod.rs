@@ -86,7 +86,7 @@ pub enum Outcome {
 pub enum Response {
     /// Answer to the request with this number.
     Request(Sequence, Outcome),
-    /// All epochs up to this one are durable (sent once, on the connection that learnt it first, connection 0 by rule).
+    /// All epochs up to this one are durable (sent once, on any connection: the one whose thread completed the barrier).
     Durable(Epoch),
 }
 
