@@ -22,6 +22,8 @@ mod orphan;
 mod superblock;
 mod tx;
 
+pub use file::{WriteAt, Written};
+
 use crate::image::Lun;
 use error::Result;
 use mirrorfs_journal::Epoch;
