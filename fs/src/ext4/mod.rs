@@ -32,9 +32,9 @@ mod tx;
 
 #[cfg(test)]
 mod crash_tests;
-#[cfg(test)]
 mod test_support;
 mod xattr;
+pub use file::{WriteAt, Written};
 
 use crate::image::Lun;
 use error::Result;

@@ -1,8 +1,18 @@
 //! File contents: extent tree, reading, writing, truncation, fallocate, seek.
 
+mod interim;
 mod lookup;
 mod node;
+mod read;
+mod space;
 mod tree;
+mod write;
+mod zero;
+
+#[cfg(test)]
+mod tests;
+
+pub use write::{WriteAt, Written};
 
 use super::types::InodeNo;
 use parking_lot::RwLock;
