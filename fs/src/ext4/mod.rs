@@ -20,29 +20,30 @@ mod dir;
 mod file;
 mod group;
 mod inode;
-mod layout;
 mod jbd2;
+mod layout;
 mod mount;
 mod namespace;
 mod orphan;
 mod superblock;
-#[cfg(test)]
-mod test_images;
 mod tx;
+mod xattr;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod test_images;
+#[cfg(test)]
 mod test_support;
-mod xattr;
+
 pub use file::{WriteAt, Written};
+pub use layout::Layout;
 
 use crate::image::Lun;
 use error::Result;
 use mirrorfs_journal::Epoch;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-
-pub use layout::Layout;
 
 /// A mounted ext4 image. Shared by `Arc`.
 pub struct Ext4 {

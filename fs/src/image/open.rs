@@ -321,7 +321,7 @@ impl Image {
     ///
     /// # Errors
     /// As for [`Self::sync_epoch`]; the image then counts as closed uncleanly.
-    pub fn close_clean(self, durable_epoch: Option<Epoch>) -> Result<(), ImageError> {
+    pub fn close_clean(&self, durable_epoch: Option<Epoch>) -> Result<(), ImageError> {
         let close = |slot: &mut LabelSlot| {
             slot.sync()?;
             let metadata = self.file.metadata()?;
