@@ -141,7 +141,10 @@ impl Ext4 {
             return;
         }
         let committing = core.commit.committing.as_ref();
-        match committing.filter(|committing| concerns(&committing.inodes, false)).map(|committing| committing.tid) {
+        match committing
+            .filter(|committing| concerns(&committing.inodes, false))
+            .map(|committing| committing.tid)
+        {
             Some(tid) => core.commit.waiters.push((tid, done)),
             None => {
                 core.commit.flush_waiters.push(done);
@@ -164,7 +167,10 @@ impl Ext4 {
             _ => core.running.tid,
         };
         core.request_commit();
-        while core.commit.committed.is_before(tid) && core.commit.failed.is_none() && core.commit.closed.is_none() {
+        while core.commit.committed.is_before(tid)
+            && core.commit.failed.is_none()
+            && core.commit.closed.is_none()
+        {
             self.progress.wait(core);
         }
         if core.alloc.is_discarding() && core.commit.failed.is_none() {
@@ -234,7 +240,17 @@ pub(super) struct Committer {
 impl Committer {
     pub(super) fn new(core: Arc<Mutex<Core>>, progress: Arc<Condvar>, lun: Arc<Lun>, log: Log) -> Self {
         let last_commit = Instant::now();
-        Self { core, progress, lun, log, round: None, slice_first: false, last_commit, discards_since: None, epoch: None }
+        Self {
+            core,
+            progress,
+            lun,
+            log,
+            round: None,
+            slice_first: false,
+            last_commit,
+            discards_since: None,
+            epoch: None,
+        }
     }
 
     /// The thread's life.
@@ -472,8 +488,9 @@ impl Committer {
             commit.committed = closed.tid;
             commit.committing = None;
             commit.commits += 1;
-            let (ready, rest) =
-                std::mem::take(&mut commit.waiters).into_iter().partition(|(tid, _)| !closed.tid.is_before(*tid));
+            let (ready, rest) = std::mem::take(&mut commit.waiters)
+                .into_iter()
+                .partition(|(tid, _)| !closed.tid.is_before(*tid));
             commit.waiters = rest;
             let ready: Vec<(Tid, SyncDone)> = ready;
             ready

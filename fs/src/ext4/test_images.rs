@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::attr::Context;
+use super::cache::BlockData;
+use super::error::Result;
+use super::types::{BlockNo, InodeNo};
 use super::{Ext4, Options};
 use crate::image::FileBacking;
 use crate::image::Lun;
@@ -80,9 +83,28 @@ impl Image {
         work(&mounted.0);
         true
     }
+    /// Closes the file system, lets e2fsck judge, and opens it again.
+    pub(super) fn reopened(&self, fs: Arc<Ext4>) -> Arc<Ext4> {
+        self.judge(fs);
+        self.open()
+    }
     pub(super) fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.path).unwrap()
     }
+}
+
+/// All that a handle may change: every block but the superblock's (its numbers are written by commits), the numbers kept in memory,
+/// and the orphans.
+pub(super) fn state(fs: &Ext4) -> (Vec<BlockData>, (u64, u64, u32), Vec<InodeNo>) {
+    fs.with_core(|core| {
+        let (superblock, _) = core.geometry.superblock_place();
+        let numbers = (0..core.geometry.block_count).map(BlockNo).filter(|block| *block != superblock);
+        let blocks = numbers.map(|block| core.block(block)).collect::<Result<Vec<_>>>()?;
+        let mut orphans: Vec<InodeNo> = core.orphans.members().collect();
+        orphans.sort();
+        Ok((blocks, (core.free_blocks, core.free_inodes, core.last_orphan), orphans))
+    })
+    .unwrap()
 }
 
 /// Small, repeatable random numbers (xorshift).

@@ -73,14 +73,20 @@ impl Model {
         // Not written yet: the file's first content.
         let found = if found as usize >= self.states.len() { 0 } else { found };
         let least = self.acknowledged_at(operations);
-        assert!(found >= least, "recovered state {found}, but {least} was acknowledged (operation {operations})");
+        assert!(
+            found >= least,
+            "recovered state {found}, but {least} was acknowledged (operation {operations})"
+        );
         for (number, expected) in &self.states[found as usize] {
             match expected {
                 Expected::Logged(raw) => {
                     assert!(block(*number) == raw, "block {number} in state {found}, operation {operations}");
                 }
                 Expected::Data(raw, certain) if *certain <= operations => {
-                    assert!(block(*number) == raw, "data of block {number} in state {found}, operation {operations}");
+                    assert!(
+                        block(*number) == raw,
+                        "data of block {number} in state {found}, operation {operations}"
+                    );
                 }
                 Expected::Data(..) => {}
             }
@@ -179,7 +185,8 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
     let ext4 = open(&lun_over(recorder.clone()));
     let model = work(ext4, &recorder, &image, seed, transactions);
     let operations = recorder.operations();
-    let barriers: Vec<usize> = (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
+    let barriers: Vec<usize> =
+        (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
     let mut random = Random(seed ^ 0xABCD);
     let mut bytes = image.bytes.clone();
     let mut done = 0;
@@ -204,7 +211,10 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
         model.check(&ours, image.block_size, counter, *barrier);
         if index % barriers.len().div_ceil(judged) == 0 {
             let theirs = replay_by_e2fsck(&crashed);
-            assert!(masked(&ours, &image) == masked(&theirs, &image), "recovery differs from e2fsck's at {barrier}");
+            assert!(
+                masked(&ours, &image) == masked(&theirs, &image),
+                "recovery differs from e2fsck's at {barrier}"
+            );
             check_clean(&ours);
         }
     }
@@ -227,7 +237,11 @@ fn crashes_leave_what_was_acknowledged_4k_csum_v3() {
 
 #[test]
 fn crashes_leave_what_was_acknowledged_1k_no_checksums() {
-    let form = Form { block_size: 1024, features: "extent,has_journal,ext_attr,dir_index,filetype", ..Form::default() };
+    let form = Form {
+        block_size: 1024,
+        features: "extent,has_journal,ext_attr,dir_index,filetype",
+        ..Form::default()
+    };
     crash_everywhere(&form, 2, 160, 8);
 }
 
@@ -259,7 +273,8 @@ fn a_full_journal_makes_room_and_never_hangs() {
                         let context = if round % 2 == 0 { WAIT } else { NO_WAIT };
                         let operation = |tx: &mut super::super::tx::Tx<'_>| {
                             for index in 0..50 {
-                                let block = image.data_blocks[thread * 200 + (round as usize * 13 + index) % 200];
+                                let block =
+                                    image.data_blocks[thread * 200 + (round as usize * 13 + index) % 200];
                                 tx.modify(BlockNo(block))?.fill(round as u8);
                             }
                             Ok(())
@@ -312,7 +327,8 @@ fn a_sync_costs_two_writes_and_two_flushes() {
     ext4.sync(Some(InodeNo(20)), true, Box::new(move |outcome| sender.send(outcome).unwrap()));
     receiver.recv().unwrap().unwrap();
     let operations = recorder.operations().split_off(before);
-    let lengths: Vec<usize> = operations.iter().map(|op| if let Op::Write(_, raw) = op { raw.len() } else { 0 }).collect();
+    let lengths: Vec<usize> =
+        operations.iter().map(|op| if let Op::Write(_, raw) = op { raw.len() } else { 0 }).collect();
     assert_eq!(lengths, [5 * 4096, 0, 4096, 0]);
     // Nothing of this inode runs: a flush is enough.
     for (inode, datasync) in [(20, false), (77, true)] {
@@ -541,7 +557,10 @@ fn damage_in_the_log_is_told_from_its_end() {
 /// A journal that the kernel has left in the middle of work.
 #[test]
 fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
-    for form in [Form::default(), Form { block_size: 1024, features: "extent,has_journal,filetype", ..Form::default() }] {
+    for form in [
+        Form::default(),
+        Form { block_size: 1024, features: "extent,has_journal,filetype", ..Form::default() },
+    ] {
         let image = Image::make(&form);
         let Some(crashed) = support::left_by_kernel(&image) else { return };
         let lun = lun_over(Recorder::over(&crashed));
