@@ -161,6 +161,23 @@ impl Ext4 {
         Ok(())
     }
 
+    /// Frees all inodes without links, when nobody uses any more: before a clean close. What fails stays for the next mount.
+    pub(crate) fn evict_orphans(&self) {
+        let context = Context { uid: 0, gid: 0, may_block: true };
+        let members: Vec<InodeNo> = {
+            let core = self.core.lock();
+            if core.read_only.is_some() {
+                return;
+            }
+            core.orphans.members().collect()
+        };
+        for ino in members {
+            if let Err(error) = self.evict(context, ino) {
+                log::warn!("inode {ino}: not freed at unmount: {error}; the next mount will do it");
+            }
+        }
+    }
+
     fn finish_truncate(&self, context: Context, ino: InodeNo) -> Result<()> {
         loop {
             let done = self.with_tx(context, CREDITS, |tx| {

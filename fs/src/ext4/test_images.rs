@@ -56,6 +56,11 @@ impl Image {
         let (success, text) = run("e2fsck", &["-fn", self.path.to_str().unwrap()]);
         assert!(success, "e2fsck: {text}");
     }
+    /// Changes the image with a tool of e2fsprogs.
+    pub(super) fn tool(&self, program: &str, arguments: &[&str]) {
+        let (success, text) = run(program, &[arguments, &[self.path.to_str().unwrap()]].concat());
+        assert!(success, "{program}: {text}");
+    }
     /// What debugfs says to a request.
     pub(super) fn debugfs(&self, request: &str) -> String {
         run("debugfs", &["-R", request, self.path.to_str().unwrap()]).1
@@ -93,16 +98,33 @@ impl Image {
     }
 }
 
+/// Everything is committed, then the file system vanishes without being closed.
+pub(super) fn crash(fs: Arc<Ext4>) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    fs.sync(None, false, Box::new(move |result| sender.send(result.map(drop)).unwrap()));
+    receiver.recv().unwrap().unwrap();
+    drop(fs);
+}
+
+/// See [`state`].
+#[derive(PartialEq)]
+pub(super) struct State {
+    blocks: Vec<BlockData>,
+    numbers: (u64, u64, u32),
+    orphans: Vec<InodeNo>,
+}
+
 /// All that a handle may change: every block but the superblock's (its numbers are written by commits), the numbers kept in memory,
 /// and the orphans.
-pub(super) fn state(fs: &Ext4) -> (Vec<BlockData>, (u64, u64, u32), Vec<InodeNo>) {
+pub(super) fn state(fs: &Ext4) -> State {
     fs.with_core(|core| {
         let (superblock, _) = core.geometry.superblock_place();
-        let numbers = (0..core.geometry.block_count).map(BlockNo).filter(|block| *block != superblock);
-        let blocks = numbers.map(|block| core.block(block)).collect::<Result<Vec<_>>>()?;
+        let places = (0..core.geometry.block_count).map(BlockNo).filter(|block| *block != superblock);
+        let blocks = places.map(|block| core.block(block)).collect::<Result<Vec<_>>>()?;
         let mut orphans: Vec<InodeNo> = core.orphans.members().collect();
         orphans.sort();
-        Ok((blocks, (core.free_blocks, core.free_inodes, core.last_orphan), orphans))
+        let numbers = (core.free_blocks, core.free_inodes, core.last_orphan);
+        Ok(State { blocks, numbers, orphans })
     })
     .unwrap()
 }

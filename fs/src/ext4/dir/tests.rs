@@ -176,6 +176,77 @@ fn directories_of_every_image_kind() {
     }
 }
 
+/// e2fsck holds every name's hash against the range of its leaf: a wrong one would show.
+#[test]
+fn every_hash_of_names_of_any_bytes() {
+    for hash in ["legacy", "half_md4", "tea"] {
+        for flags in ["1", "2"] {
+            let image = Image::make("32M", &["-b", "1024"]);
+            image.tool("tune2fs", &["-E", &format!("hash_alg={hash}")]);
+            image.tool("debugfs", &["-w", "-R", &format!("set_super_value flags {flags}")]);
+            let fs = image.open();
+            let version = fs.with_core(|core| Ok(core.geometry.hash_version)).unwrap();
+            let expected = ["legacy", "half_md4", "tea"].iter().position(|name| *name == hash).unwrap();
+            assert_eq!(version, expected as u8 + if flags == "2" { 3 } else { 0 });
+            let (dir, target) = (mkdir(&fs, b"dir"), file(&fs, R, b"target"));
+            let mut random = Random(11);
+            let names: BTreeSet<_> = (0..600).map(|round| random.name(1 + round % 255)).collect();
+            for name in &names {
+                fs.link(ROOT, target, dir, name).unwrap();
+            }
+            let fs = image.reopened(fs);
+            for name in &names {
+                assert_eq!(fs.lookup(dir, name).unwrap().ino, target);
+            }
+        }
+    }
+}
+
+/// Names of equal hash that a split parts go on in the next leaf, which its index entry says.
+#[test]
+fn names_of_equal_hash_in_two_leaves() {
+    let image = Image::make("32M", &["-b", "1024"]);
+    let fs = image.open();
+    let (dir, target) = (mkdir(&fs, b"dir"), file(&fs, R, b"target"));
+    let (version, seed) =
+        fs.with_core(|core| Ok((core.geometry.hash_version, core.geometry.hash_seed))).unwrap();
+    let name = |number: u32| format!("{number:0>200}").into_bytes();
+    let mut hashed: Vec<(u32, u32)> =
+        (0..300_000).map(|number| (hash_name(version, &seed, &name(number)).major, number)).collect();
+    hashed.sort_unstable();
+    let mut numbers = BTreeSet::new();
+    for pair in hashed.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+        numbers.extend([pair[0].1, pair[1].1]);
+    }
+    assert!(numbers.len() > 10, "{} names collide", numbers.len());
+    // Neighbours by hash fill the leaves around each pair.
+    let pairs = numbers.clone();
+    for (place, (_, number)) in hashed.iter().enumerate() {
+        if pairs.contains(number) {
+            numbers.extend(
+                hashed[place.saturating_sub(6)..(place + 6).min(hashed.len())].iter().map(|entry| entry.1),
+            );
+        }
+    }
+    for number in &numbers {
+        fs.link(ROOT, target, dir, &name(*number)).unwrap();
+    }
+    let fs = image.reopened(fs);
+    assert!(image.debugfs("htree_dump dir").lines().any(|line| {
+        let hash = line.split("Hash 0x").nth(1).and_then(|rest| rest.get(..8)).unwrap_or("0");
+        line.starts_with("Entry #") && u32::from_str_radix(hash, 16).is_ok_and(|hash| hash & 1 == 1)
+    }));
+    for number in &numbers {
+        assert_eq!(fs.lookup(dir, &name(*number)).unwrap().ino, target);
+    }
+    for number in &numbers {
+        fs.unlink(ROOT, dir, &name(*number)).unwrap();
+    }
+    // What is still open when the file system is closed goes with it.
+    fs.rmdir(ROOT, R, b"dir").unwrap();
+    image.judge(fs);
+}
+
 #[test]
 fn two_hundred_thousand_names() {
     let image = Image::make("128M", &["-N", "2000"]);
@@ -247,9 +318,16 @@ fn a_damaged_index_is_passed_over_for_reading() {
     std::fs::write(&image.path, bytes).unwrap();
     let fs = image.open();
     assert_eq!(fs.lookup(dir, b"name777").unwrap().ino, target);
+    fs.close().unwrap();
+    drop(fs);
+    let state = image.debugfs("stats -h");
+    assert!(state.contains("with errors"), "reported in the superblock: {state}");
+    let fs = image.open();
     assert_eq!(fs.lookup(dir, b"..").unwrap().ino, R);
     assert_eq!(names(&fs, dir).len(), 1000);
-    assert!(matches!(fs.link(ROOT, target, dir, b"more"), Err(FsError::Corrupt { .. })));
+    let refused = fs.link(ROOT, target, dir, b"more");
+    assert!(matches!(refused, Err(FsError::Corrupt { .. })), "{refused:?}");
+    assert_eq!(fs.getattr(target).unwrap().links, 1001);
 }
 
 #[test]
@@ -326,5 +404,25 @@ fn a_failed_insertion_leaves_the_directory_as_it_was() {
         fs.link(ROOT, target, dir, name.as_bytes()).unwrap();
     }
     assert_eq!(names(&fs, dir).len(), 300);
+    image.judge(fs);
+}
+
+#[test]
+fn temporary_speed() {
+    let image = Image::make("256M", &["-N", "60000"]);
+    let fs = image.open();
+    let dir = mkdir(&fs, b"big");
+    let begin = std::time::Instant::now();
+    let inos: Vec<_> = (0..50_000).map(|n| file(&fs, dir, format!("file-{n:06}").as_bytes())).collect();
+    println!("SPEED make {:?}", begin.elapsed() / 50_000);
+    let begin = std::time::Instant::now();
+    for n in 0..50_000 { fs.lookup(dir, format!("file-{n:06}").as_bytes()).unwrap(); }
+    println!("SPEED lookup {:?}", begin.elapsed() / 50_000);
+    let begin = std::time::Instant::now();
+    fs.read_dir(dir, 0).unwrap();
+    println!("SPEED read_dir {:?}", begin.elapsed());
+    let begin = std::time::Instant::now();
+    for n in 0..50_000 { fs.unlink(ROOT, dir, format!("file-{n:06}").as_bytes()).unwrap(); fs.evict(ROOT, inos[n]).unwrap(); }
+    println!("SPEED unlink+evict {:?}", begin.elapsed() / 50_000);
     image.judge(fs);
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ext4::attr::{NewNode, RenameMode};
-use crate::ext4::test_images::{Image, ROOT, Random, state};
+use crate::ext4::test_images::{Image, ROOT, Random, crash, state};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -287,8 +287,7 @@ fn orphans_are_cleaned_at_the_next_open() {
         fs.evict(ROOT, ino).unwrap();
         fs.evict(ROOT, ino).unwrap();
     }
-    fs.close().unwrap();
-    drop(fs);
+    crash(fs);
     let fs = image.open();
     assert_eq!(fs.with_core(|core| Ok(core.last_orphan)).unwrap(), 0);
     let now = fs.statfs().unwrap();
@@ -316,8 +315,7 @@ fn an_orphan_list_in_a_circle_is_refused() {
         tx.put_inode(&inode)
     })
     .unwrap();
-    fs.close().unwrap();
-    drop(fs);
+    crash(fs);
     // The mount goes on without the list; e2fsck will mend it.
     let fs = image.open();
     let error = fs.with_core(Core::load_orphans).unwrap_err();
