@@ -205,7 +205,8 @@ fn every_hash_of_names_of_any_bytes() {
 /// Names of equal hash that a split parts go on in the next leaf, which its index entry says.
 #[test]
 fn names_of_equal_hash_in_two_leaves() {
-    let image = Image::make("32M", &["-b", "1024"]);
+    let seed = "lazy_itable_init=0,hash_seed=0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
+    let image = Image::make("32M", &["-b", "1024", "-E", seed]);
     let fs = image.open();
     let (dir, target) = (mkdir(&fs, b"dir"), file(&fs, R, b"target"));
     let (version, seed) =
@@ -404,25 +405,5 @@ fn a_failed_insertion_leaves_the_directory_as_it_was() {
         fs.link(ROOT, target, dir, name.as_bytes()).unwrap();
     }
     assert_eq!(names(&fs, dir).len(), 300);
-    image.judge(fs);
-}
-
-#[test]
-fn temporary_speed() {
-    let image = Image::make("256M", &["-N", "60000"]);
-    let fs = image.open();
-    let dir = mkdir(&fs, b"big");
-    let begin = std::time::Instant::now();
-    let inos: Vec<_> = (0..50_000).map(|n| file(&fs, dir, format!("file-{n:06}").as_bytes())).collect();
-    println!("SPEED make {:?}", begin.elapsed() / 50_000);
-    let begin = std::time::Instant::now();
-    for n in 0..50_000 { fs.lookup(dir, format!("file-{n:06}").as_bytes()).unwrap(); }
-    println!("SPEED lookup {:?}", begin.elapsed() / 50_000);
-    let begin = std::time::Instant::now();
-    fs.read_dir(dir, 0).unwrap();
-    println!("SPEED read_dir {:?}", begin.elapsed());
-    let begin = std::time::Instant::now();
-    for n in 0..50_000 { fs.unlink(ROOT, dir, format!("file-{n:06}").as_bytes()).unwrap(); fs.evict(ROOT, inos[n]).unwrap(); }
-    println!("SPEED unlink+evict {:?}", begin.elapsed() / 50_000);
     image.judge(fs);
 }
