@@ -62,7 +62,8 @@ fn run(program: &str, arguments: &[&str]) -> (i32, String) {
     let path = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
     let output = Command::new(program).args(arguments).env("PATH", path).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error} (e2fsprogs is needed)"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap_or(-1), text)
 }
 
@@ -71,7 +72,8 @@ impl Image {
         let dir = temp_dir();
         let content = dir.path().join("content");
         std::fs::create_dir(&content).unwrap();
-        let file: Vec<u8> = (0..900 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
+        let file: Vec<u8> =
+            (0..900 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
         std::fs::write(content.join("file"), file).unwrap();
         let path = dir.path().join("image");
         let path = path.to_str().unwrap();
@@ -82,8 +84,25 @@ impl Image {
         let (code, text) = run(
             "mke2fs",
             &[
-                "-q", "-F", "-t", "ext4", "-b", &block_size, "-O", &features, "-J", &journal, "-N", "256", "-e", form.errors,
-                "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", content.to_str().unwrap(), path,
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-b",
+                &block_size,
+                "-O",
+                &features,
+                "-J",
+                &journal,
+                "-N",
+                "256",
+                "-e",
+                form.errors,
+                "-E",
+                "lazy_itable_init=0,lazy_journal_init=0",
+                "-d",
+                content.to_str().unwrap(),
+                path,
             ],
         );
         assert_eq!(code, 0, "{text}");
