@@ -25,6 +25,8 @@ mod mount;
 mod namespace;
 mod orphan;
 mod superblock;
+#[cfg(test)]
+mod test_images;
 mod tx;
 
 #[cfg(test)]
