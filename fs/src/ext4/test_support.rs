@@ -311,3 +311,19 @@ pub(crate) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
     let bytes = std::fs::read(&path).unwrap();
     Some(bytes)
 }
+
+/// The group of the root directory as the kernel finds it, after its own replay.
+pub(crate) fn root_group_by_kernel(bytes: &[u8]) -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    let dir = temp_dir();
+    let (path, at) = (dir.path().join("image"), dir.path().join("mnt"));
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::create_dir(&at).unwrap();
+    let (code, text) = run("mount", &["-o", "loop", path.to_str().unwrap(), at.to_str().unwrap()]);
+    assert_eq!(code, 0, "{text}");
+    let mounted = Mounted(at.clone());
+    let group = std::fs::metadata(&at).unwrap().gid();
+    drop(mounted);
+    check_clean(&std::fs::read(&path).unwrap());
+    group
+}
