@@ -173,6 +173,7 @@ struct Recorded {
     operations: Vec<Op>,
     fail_at: Option<usize>,
     sync_time: Duration,
+    write_time: Duration,
 }
 
 /// An image in memory that keeps every change in order, and can fail one.
@@ -194,6 +195,10 @@ impl Recorder {
     }
     pub(crate) fn fail_at(&self, at: usize) {
         self.0.1.lock().fail_at = Some(at);
+    }
+    /// So that commits come between the writes of a checkpoint.
+    pub(crate) fn slow_writes(&self, time: Duration) {
+        self.0.1.lock().write_time = time;
     }
     pub(crate) fn slow_syncs(&self, time: Duration) {
         self.0.1.lock().sync_time = time;
@@ -217,6 +222,10 @@ impl Backing for Recorder {
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.record(Op::Write(offset, bytes.to_vec()))?;
+        let time = self.0.1.lock().write_time;
+        if !time.is_zero() {
+            std::thread::sleep(time);
+        }
         self.0.0.write_at(offset, bytes)
     }
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {

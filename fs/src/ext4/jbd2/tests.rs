@@ -182,6 +182,7 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
     let image = Image::make(form);
     let recorder = Recorder::over(&image.bytes);
     let ext4 = open(&lun_over(recorder.clone()));
+    recorder.slow_writes(Duration::from_micros(100));
     let model = work(ext4, &recorder, &image, seed, transactions);
     let operations = recorder.operations();
     let barriers: Vec<usize> =
