@@ -86,7 +86,7 @@ pub(crate) enum Command {
 
 impl CommitState {
     /// The log is there, nothing has been committed.
-    pub(crate) fn begin(&mut self, log: &Log) {
+    pub(super) fn begin(&mut self, log: &Log) {
         self.committed = Tid(log.next().0.wrapping_sub(1));
         self.journal_blocks = (log.used(), log.blocks());
     }
@@ -106,9 +106,6 @@ impl Core {
 
     /// A write or a flush has failed: nothing may be changed or promised any more. Gives who waits.
     pub(super) fn latch(&mut self, why: &str) -> Vec<SyncDone> {
-        if self.commit.failed.is_none() {
-            log::error!("file system latched: {why}");
-        }
         self.commit.failed.get_or_insert_with(|| why.to_owned());
         self.read_only.get_or_insert_with(|| why.to_owned());
         let commit = &mut self.commit;
@@ -130,21 +127,18 @@ impl Ext4 {
             drop(core);
             return done(Ok(epoch));
         }
-        let concerns = |inodes: &FxHashMap<u32, bool>, empty: bool| match inode {
-            None => !empty,
+        let concerns = |inodes: &FxHashMap<u32, bool>| match inode {
+            None => true,
             Some(ino) => inodes.get(&ino.0).is_some_and(|data| *data || !datasync),
         };
-        if concerns(&core.running.inodes, core.running.is_empty()) {
+        if !core.running.is_empty() && concerns(&core.running.inodes) {
             let tid = core.running.tid;
             core.commit.waiters.push((tid, done));
             core.request_commit();
             return;
         }
         let committing = core.commit.committing.as_ref();
-        match committing
-            .filter(|committing| concerns(&committing.inodes, false))
-            .map(|committing| committing.tid)
-        {
+        match committing.filter(|committing| concerns(&committing.inodes)).map(|committing| committing.tid) {
             Some(tid) => core.commit.waiters.push((tid, done)),
             None => {
                 core.commit.flush_waiters.push(done);
@@ -365,6 +359,7 @@ impl Committer {
         core.commit.journal_blocks.0 = self.log.used();
         let mut failed = Vec::new();
         if let Err(error) = result {
+            log::error!("the file system takes no more changes: {error}");
             failed = core.latch(&error.to_string());
         }
         drop(core);
@@ -466,6 +461,7 @@ impl Committer {
         let mut blocks = closed.blocks;
         blocks.sort_unstable_by_key(|(block, _)| *block);
         if self.abandoned() {
+            answer_all(closed.flush_waiters, &Err(FsError::Latched("dropped without being closed".into())));
             return Ok(());
         }
         let written = self.log.write_transaction(&blocks, &closed.revoked);

@@ -28,6 +28,11 @@ mod superblock;
 #[cfg(test)]
 mod test_images;
 mod tx;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod test_support;
 mod xattr;
 
 use crate::image::Lun;

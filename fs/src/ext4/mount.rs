@@ -145,13 +145,8 @@ impl Ext4 {
         &self.lun
     }
 
-    /// How it is served.
-    pub(crate) fn options(&self) -> &Options {
-        &self.options
-    }
-
-    /// Frees what was open without a name, commits, brings everything home, leaves the journal empty and the superblock clean, and ends the commit thread. Only
-    /// reads work afterwards. Returns the last epoch.
+    /// Frees what was open without a name, commits, brings everything home, leaves the journal empty and the superblock
+    /// clean, and ends the commit thread. Only reads work afterwards. Returns the last epoch.
     ///
     /// # Errors
     /// I/O errors; the image is then left as after a crash.
@@ -284,6 +279,7 @@ fn start(committer: Committer, core: Arc<Mutex<Core>>, progress: Arc<Condvar>) -
         };
         let failed = match why {
             Some(why) => {
+                log::warn!("{why}");
                 core.commit.answer.get_or_insert_with(|| Err(FsError::Latched(why.into())));
                 core.latch(why)
             }

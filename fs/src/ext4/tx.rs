@@ -128,6 +128,8 @@ impl Drop for DataGuard {
     }
 }
 
+type Undo = Box<dyn FnOnce(&mut Core) + Send>;
+
 struct Saved {
     block: BlockNo,
     /// Content, "running" and "verified" before this handle; `None`: the block was not cached.
@@ -146,7 +148,7 @@ pub(crate) struct Tx<'a> {
     freed_before: usize,
     inodes: Vec<(u32, Option<bool>)>,
     counts: (u64, u64, u32, bool),
-    undo: Vec<Box<dyn FnOnce(&mut Core) + Send>>,
+    undo: Vec<Undo>,
     finished: bool,
 }
 

@@ -5,23 +5,22 @@
 //! finds there says exactly what all the others must hold.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "tests_support.rs"]
-mod support;
-
 use super::super::attr::Context;
 use super::super::bytes::{be32, le16, le32, put_be32};
 use super::super::error::FsError;
 use super::super::mount::recover;
+use super::super::test_support::{
+    self as support, Form, Image, Op, Random, Recorder, check_clean, lun_over, masked, replay_by_e2fsck,
+};
 use super::super::types::{BlockNo, InodeNo};
 use super::super::{Ext4, Options};
-use crate::image::{Backing, Lun};
+use crate::image::Lun;
 use bytes::Bytes;
 use mirrorfs_journal::Origin;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use support::{Form, Image, Op, Random, Recorder, check_clean, lun_over, masked, replay_by_e2fsck};
 
 const WAIT: Context = Context { uid: 0, gid: 0, may_block: true };
 const NO_WAIT: Context = Context { uid: 0, gid: 0, may_block: false };
@@ -183,6 +182,7 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
     let image = Image::make(form);
     let recorder = Recorder::over(&image.bytes);
     let ext4 = open(&lun_over(recorder.clone()));
+    recorder.slow_writes(Duration::from_micros(100));
     let model = work(ext4, &recorder, &image, seed, transactions);
     let operations = recorder.operations();
     let barriers: Vec<usize> =
@@ -218,13 +218,16 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
             check_clean(&ours);
         }
     }
-    let logged: usize = operations
-        .iter()
-        .map(|op| match op {
-            Op::Write(offset, raw) if image.is_journal(*offset) => raw.len() / image.block_size,
-            _ => 0,
-        })
-        .sum();
+    let mut logged = 0;
+    for op in &operations {
+        let Op::Write(offset, raw) = op else { continue };
+        if image.is_journal(*offset) {
+            logged += raw.len() / image.block_size;
+            // What is logged never looks like one of the journal's own blocks.
+            let own = raw.chunks(image.block_size).filter_map(super::format::header);
+            assert!(own.into_iter().all(|(kind, _)| kind <= 5), "a logged block was not escaped");
+        }
+    }
     assert!(logged > 1024 + 200, "{logged} blocks: the log never wrapped around");
     assert!(replays > 0, "no crash needed recovery");
     assert!(barriers.len() > 20, "{} barriers", barriers.len());
@@ -464,7 +467,7 @@ fn close_leaves_a_clean_image_and_open_counts_the_mount() {
     check_clean(&recorder.bytes());
 }
 
-/// Left alone, versions come home and the journal empties, without a close.
+/// Left alone, a transaction commits, versions come home and the journal empties, without a sync or a close.
 #[test]
 fn an_idle_journal_is_brought_home() {
     let image = Image::make(&Form::default());
@@ -472,7 +475,11 @@ fn an_idle_journal_is_brought_home() {
     let ext4 = open(&lun_over(recorder.clone()));
     let block = image.data_blocks[3];
     ext4.with_tx(WAIT, 8, |tx| tx.modify(BlockNo(block)).map(|raw| raw.fill(0x5A))).unwrap();
-    sync(&ext4).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while ext4.status().commits == 0 {
+        assert!(Instant::now() < until, "never committed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_ne!(recorder.bytes()[block as usize * 4096], 0x5A);
     let until = Instant::now() + Duration::from_secs(20);
     while ext4.status().journal_used_blocks > 0 {
@@ -584,5 +591,60 @@ fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
         assert_eq!(recover(&lun).unwrap().2.transactions, 1);
         let ours = support::bytes_of(&lun);
         assert!(masked(&ours, &image) == masked(&replay_by_e2fsck(&bytes), &image));
+        assert_eq!(support::root_group_by_kernel(&bytes), 4242, "the kernel replays what we left");
     }
+}
+
+/// Whatever the journal holds, opening ends with a result.
+#[test]
+fn damaged_journals_never_panic() {
+    let features = "extent,has_journal,ext_attr,dir_index,filetype";
+    let (mut replayed, mut refused) = (0, 0);
+    for form in [Form { block_size: 1024, features, ..Form::default() }, Form::default()] {
+        let image = Image::make(&form);
+        let recorder = Recorder::over(&image.bytes);
+        work(open(&lun_over(recorder.clone())), &recorder, &image, 5, 25);
+        let crashed = recorder.bytes();
+        for seed in 0..60 {
+            let mut random = Random(seed);
+            let mut bytes = crashed.clone();
+            // Mostly among the first blocks, where superblock, descriptors and revoke blocks are.
+            for _ in 0..1 + random.below(12) {
+                let block = random.below(60).min(random.below(60));
+                let inside = random.below(1024).min(random.below(1024));
+                bytes[(image.journal_block as usize + block) * image.block_size + inside] =
+                    random.next() as u8;
+            }
+            match recover(&lun_over(Recorder::over(&bytes))) {
+                Ok(_) => replayed += 1,
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(replayed > 5 && refused > 5, "{replayed} replayed, {refused} refused");
+}
+
+/// Blocks are discarded once the transaction that freed them is durable, not before, and only they.
+#[test]
+fn freed_blocks_are_discarded_behind_their_commit() {
+    let image = Image::make(&Form::default());
+    let recorder = Recorder::over(&image.bytes);
+    let ext4 = open(&lun_over(recorder.clone()));
+    let file = ext4.lookup(InodeNo::ROOT, b"file").unwrap();
+    ext4.unlink(WAIT, InodeNo::ROOT, b"file").unwrap();
+    ext4.evict(WAIT, file.ino).unwrap();
+    let before = recorder.len();
+    ext4.close().unwrap();
+    check_clean(&recorder.bytes());
+    let operations = recorder.operations().split_off(before);
+    let first = operations.iter().position(|op| matches!(op, Op::Discard(..))).unwrap();
+    let syncs = operations[..first].iter().filter(|op| matches!(op, Op::Sync)).count();
+    assert!(syncs >= 2, "discarded before the commit was durable");
+    let discarded: std::collections::BTreeSet<u64> = operations
+        .iter()
+        .filter_map(|op| if let Op::Discard(offset, length) = op { Some((*offset, *length)) } else { None })
+        .flat_map(|(offset, length)| offset / 4096..(offset + length) / 4096)
+        .collect();
+    assert!(image.data_blocks.iter().all(|block| discarded.contains(block)));
+    assert!(discarded.len() <= image.data_blocks.len() + 2, "{} blocks discarded", discarded.len());
 }
