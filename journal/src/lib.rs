@@ -5,8 +5,9 @@
 
 pub mod ids;
 pub mod log;
+mod regions;
 pub mod request;
 
-pub use ids::{Epoch, Generation, Incarnation, LunId, LunUuid, RegionNo, Sequence, REGION_BYTES};
+pub use ids::{Epoch, Generation, Incarnation, LunId, LunUuid, REGION_BYTES, RegionNo, Sequence};
 pub use log::MirrorLog;
 pub use request::{Body, MirrorRequest, Origin};

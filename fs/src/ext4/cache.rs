@@ -8,12 +8,24 @@ use super::error::Result;
 use super::superblock::Geometry;
 use super::types::{BlockNo, Tid};
 use crate::image::Lun;
+use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Content of a metadata block.
 pub(crate) type BlockData = Arc<Vec<u8>>;
+
+/// A version's bytes for a request, without a copy.
+pub(crate) fn shared_bytes(data: BlockData) -> Bytes {
+    struct Shared(BlockData);
+    impl AsRef<[u8]> for Shared {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    Bytes::from_owner(Shared(data))
+}
 
 /// Bytes of clean metadata kept at most.
 const CACHE_BYTES_MAX: usize = 64 << 20;

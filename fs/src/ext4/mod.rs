@@ -13,14 +13,27 @@ pub mod types;
 mod alloc;
 mod bytes;
 mod cache;
+mod checkpoint;
 mod checksum;
+mod commit;
+mod dir;
 mod file;
 mod group;
 mod inode;
+mod jbd2;
 mod mount;
+mod namespace;
 mod orphan;
 mod superblock;
+#[cfg(test)]
+mod test_images;
 mod tx;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod test_support;
+mod xattr;
 
 pub use file::{WriteAt, Written};
 
@@ -33,11 +46,13 @@ use std::sync::Arc;
 /// A mounted ext4 image. Shared by `Arc`.
 pub struct Ext4 {
     /// All metadata state.
-    core: Mutex<tx::Core>,
+    core: Arc<Mutex<tx::Core>>,
     /// Signalled under the core lock when a commit or a checkpoint has made room.
-    progress: Condvar,
+    progress: Arc<Condvar>,
     /// Keep reads and writes of one file's data apart from truncation and from one another.
     data_locks: file::DataLocks,
+    /// Commits and checkpoints.
+    thread: mount::Thread,
     /// The image.
     lun: Arc<Lun>,
     options: Options,

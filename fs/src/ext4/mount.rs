@@ -1,57 +1,141 @@
 //! Opening and closing an image.
 
 use super::alloc::Allocator;
-use super::bytes::{le32, put16, put32};
+use super::bytes::{le16, le32};
 use super::cache::MetaCache;
-use super::checksum::crc32c;
+use super::commit::{Command, CommitState, Committer};
 use super::error::{FsError, Result};
 use super::file::DataLocks;
+use super::jbd2::{Log, Recovered};
 use super::orphan::OrphanList;
-use super::superblock::{ChecksumKind, Geometry, SUPERBLOCK_BYTES};
+use super::superblock::{ErrorRecord, Geometry, SUPERBLOCK_BYTES, feature};
 use super::tx::{Core, Running};
 use super::types::{GroupNo, Tid};
-use super::{Ext4, Options};
+use super::{Ext4, Options, superblock};
 use crate::image::Lun;
+use bytes::Bytes;
 use mirrorfs_journal::{Epoch, Origin};
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The same damage, met again, is logged again after this long.
+const SAME_DAMAGE_AGAIN: Duration = Duration::from_secs(60);
+
+/// The commit thread, and who may give it commands.
+pub(super) struct Thread {
+    handle: Mutex<Option<JoinHandle<()>>>,
+    id: thread::ThreadId,
+    commands: Mutex<()>,
+}
+
+/// What is to be done about damage, and what was found already.
+pub(crate) struct Damage {
+    /// `s_errors` says that the file system turns read-only.
+    stops: bool,
+    /// It was damage that made it read-only.
+    stopped: bool,
+    last: Option<(String, Instant)>,
+}
+
+fn read_superblock(lun: &Lun) -> Result<Vec<u8>> {
+    let mut raw = vec![0; SUPERBLOCK_BYTES];
+    lun.read(1024, &mut raw)?;
+    Ok(raw)
+}
+
+fn new_core(lun: &Arc<Lun>, raw: &[u8]) -> Result<Core> {
+    let geometry = Arc::new(Geometry::parse(raw)?);
+    if geometry.block_count.saturating_mul(u64::from(geometry.block_size)) > lun.size_bytes() {
+        let what =
+            format!("superblock: {} blocks in an image of {} bytes", geometry.block_count, lun.size_bytes());
+        return Err(FsError::corrupt(what, None, None));
+    }
+    Ok(Core {
+        cache: MetaCache::new(lun.clone(), &geometry),
+        running: Running::new(Tid(0)),
+        alloc: Allocator::new(&geometry),
+        orphans: OrphanList::default(),
+        free_blocks: 0,
+        free_inodes: 0,
+        last_orphan: le32(raw, 0xE8),
+        counts_changed: false,
+        running_blocks_max: 0,
+        read_only: None,
+        handles: 0,
+        commit: CommitState::default(),
+        damage: Damage { stops: le16(raw, 0x3C) > 1, stopped: false, last: None },
+        lun: lun.clone(),
+        geometry,
+    })
+}
+
+/// Replays the journal and gives the core as it is then, with the log, empty.
+pub(super) fn recover(lun: &Arc<Lun>) -> Result<(Core, Log, Recovered)> {
+    let mut raw = read_superblock(lun)?;
+    let mut core = new_core(lun, &raw)?;
+    let replay = core.geometry.incompat & feature::INCOMPAT_RECOVER != 0;
+    let (log, recovered) = Log::open(&mut core, replay)?;
+    if !replay && recovered.errno == 0 {
+        return Ok((core, log, recovered));
+    }
+    if recovered.transactions > 0 {
+        log::info!("journal replayed: {} transactions, {} blocks", recovered.transactions, recovered.blocks);
+    }
+    // Replay may have changed everything, the superblock too.
+    raw = read_superblock(lun)?;
+    let geometry = Geometry::parse(&raw)?;
+    if recovered.errno != 0 {
+        superblock::mark_error(&mut raw, None);
+    }
+    superblock::mark_clean(&mut raw);
+    superblock::seal(&mut raw, &geometry);
+    lun.write(1024, Bytes::copy_from_slice(&raw), Origin::Metadata)?;
+    lun.flush()?;
+    Ok((new_core(lun, &raw)?, log, recovered))
+}
 
 impl Ext4 {
-    /// Opens the image. (Interim: no journal yet; `close` writes everything home.)
+    /// Opens the image: replays its journal, starts the commit thread, and unless it is to be read-only gets ready for
+    /// changes and cleans up orphans.
     ///
     /// # Errors
     /// `Unsupported`, `Corrupt`, I/O errors.
     pub fn open(lun: Arc<Lun>, options: Options) -> Result<Arc<Self>> {
-        let mut raw = vec![0; SUPERBLOCK_BYTES];
-        lun.read(1024, &mut raw)?;
-        let geometry = Arc::new(Geometry::parse(&raw)?);
-        let mut core = Core {
-            cache: MetaCache::new(lun.clone(), &geometry),
-            running: Running::new(Tid(1)),
-            alloc: Allocator::new(&geometry),
-            orphans: OrphanList::default(),
-            free_blocks: 0,
-            free_inodes: 0,
-            last_orphan: le32(&raw, 0xE8),
-            counts_changed: false,
-            running_blocks_max: 1 << 30,
-            read_only: None,
-            handles: 0,
-            lun: lun.clone(),
-            geometry: geometry.clone(),
-        };
-        for group in 0..geometry.group_count {
+        let (mut core, log, _) = recover(&lun)?;
+        for group in 0..core.geometry.group_count {
             let desc = core.group(GroupNo(group))?;
             core.free_blocks += u64::from(desc.free_blocks);
             core.free_inodes += u64::from(desc.free_inodes);
         }
-        Ok(Arc::new(Self {
-            core: Mutex::new(core),
-            progress: Condvar::new(),
+        core.running = Running::new(log.next());
+        core.running_blocks_max = log.transaction_blocks_max();
+        core.commit.begin(&log);
+        let read_only = options.read_only;
+        core.read_only = Some(if read_only { "mounted read-only" } else { "being mounted" }.to_owned());
+        let core = Arc::new(Mutex::new(core));
+        let progress = Arc::new(Condvar::new());
+        let committer = Committer::new(core.clone(), progress.clone(), lun.clone(), log);
+        let handle = start(committer, core.clone(), progress.clone())?;
+        let ext4 = Arc::new(Self {
+            core,
+            progress,
             data_locks: DataLocks::default(),
+            thread: Thread {
+                id: handle.thread().id(),
+                handle: Mutex::new(Some(handle)),
+                commands: Mutex::default(),
+            },
             lun,
             options,
-        }))
+        });
+        if !read_only {
+            ext4.set_read_only(false)?;
+        }
+        Ok(ext4)
     }
 
     /// The image.
@@ -59,67 +143,160 @@ impl Ext4 {
         &self.lun
     }
 
-    /// Writes everything home.
-    ///
-    /// # Errors
-    /// I/O errors.
-    pub fn close(&self) -> Result<Option<Epoch>> {
-        let mut core = self.core.lock();
-        self.write_home(&mut core)?;
-        let _ = &self.options;
-        Ok(self.lun.flush()?)
+    /// How it is served.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
-    fn write_home(&self, core: &mut MutexGuard<'_, Core>) -> Result<()> {
-        let running = std::mem::replace(&mut core.running, Running::new(Tid(1)));
-        let geometry = core.geometry.clone();
-        let (place, offset) = geometry.superblock_place();
-        let mut blocks: Vec<u64> = running.blocks.iter().copied().collect();
-        if !blocks.contains(&place.0) {
-            blocks.push(place.0);
-        }
-        for block in blocks {
-            let (free_blocks, free_inodes, last_orphan) =
-                (core.free_blocks, core.free_inodes, core.last_orphan);
-            let buffer = core.cache.get(super::types::BlockNo(block))?;
-            buffer.running = false;
-            if block == place.0 {
-                let raw = &mut Arc::make_mut(&mut buffer.data)[offset..offset + SUPERBLOCK_BYTES];
-                put32(raw, 0xC, free_blocks as u32);
-                put32(raw, 0x10, free_inodes as u32);
-                put32(raw, 0xE8, last_orphan);
-                if geometry.checksums == ChecksumKind::Crc32c {
-                    let sum = crc32c(!0, &raw[..0x3FC]);
-                    put32(raw, 0x3FC, sum);
-                }
-                let _ = put16;
+    /// Commits, brings everything home, leaves the journal empty and the superblock clean, and ends the commit thread. Only
+    /// reads work afterwards. Returns the last epoch.
+    ///
+    /// # Errors
+    /// I/O errors; the image is then left as after a crash.
+    pub fn close(&self) -> Result<Option<Epoch>> {
+        let commands = self.thread.commands.lock();
+        {
+            let mut core = self.core.lock();
+            if let Some(epoch) = core.commit.closed {
+                return Ok(epoch);
             }
-            let bytes = buffer.data.as_ref().clone().into();
-            self.lun.write(block * u64::from(geometry.block_size), bytes, Origin::Metadata)?;
+            core.read_only.get_or_insert_with(|| "unmounted".to_owned());
         }
-        core.alloc.committed(&running.freed);
-        self.progress.notify_all();
+        let answer = self.command(Command::Close);
+        drop(commands);
+        self.end_thread();
+        answer
+    }
+
+    /// Remounts read-only (everything home, the journal empty) or for changes.
+    ///
+    /// # Errors
+    /// I/O errors; `Latched` where changes are refused because of failures or damage, or after close.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        let _commands = self.thread.commands.lock();
+        {
+            let mut core = self.core.lock();
+            if core.commit.closed.is_some() {
+                return Err(FsError::Latched("unmounted".into()));
+            }
+            match (&core.read_only, read_only) {
+                (None, false) => return Ok(()),
+                (Some(_), true) if core.commit.failed.is_none() && !core.damage.stopped => return Ok(()),
+                (Some(why), false) if core.commit.failed.is_some() || core.damage.stopped => {
+                    return Err(FsError::Latched(why.clone()));
+                }
+                _ => {}
+            }
+            core.read_only.get_or_insert_with(|| "mounted read-only".to_owned());
+        }
+        self.command(if read_only { Command::Stop } else { Command::Start })?;
+        if !read_only {
+            self.core.lock().read_only = None;
+            self.clean_orphans().or_else(|error| match error {
+                // Noted already; what could not be cleaned up stays on the list, for e2fsck.
+                FsError::Corrupt { .. } => Ok(()),
+                error => Err(error),
+            })?;
+        }
         Ok(())
     }
 
-    /// Asks the commit thread to close and commit the running transaction.
-    pub(crate) fn request_commit(&self, _core: &mut MutexGuard<'_, Core>) {}
-
-    /// Has the running transaction committed and waits for it, the core lock released meanwhile.
-    pub(crate) fn wait_for_commit(&self, core: &mut MutexGuard<'_, Core>) {
-        let _ = self.write_home(core);
-    }
-
-    /// Whether blocks freed by transactions that have not committed could relieve an ENOSPC.
-    pub(crate) fn frees_pending(&self, core: &Core) -> bool {
-        !core.running.freed.is_empty()
-    }
-
-    /// Damage that the kernel would answer by turning read-only does so here, and is logged with inode and block.
-    pub(crate) fn note_damage(&self, core: &mut MutexGuard<'_, Core>, error: &FsError) {
-        if let FsError::Corrupt { .. } = error {
-            log::error!("{error}");
-            core.read_only.get_or_insert_with(|| error.to_string());
+    /// Has the commit thread carry out a command. One at a time: `commands` is held.
+    fn command(&self, command: Command) -> Result<Option<Epoch>> {
+        let mut core = self.core.lock();
+        if core.commit.abandon {
+            return Err(FsError::Latched("unmounted".into()));
         }
+        core.commit.command = Some(command);
+        core.commit.wake.notify_one();
+        loop {
+            if let Some(answer) = core.commit.answer.take() {
+                return answer;
+            }
+            self.progress.wait(&mut core);
+        }
+    }
+
+    fn end_thread(&self) {
+        {
+            let mut core = self.core.lock();
+            core.commit.abandon = true;
+            core.commit.wake.notify_one();
+        }
+        let handle = self.thread.handle.lock().take();
+        if let Some(handle) = handle
+            && thread::current().id() != self.thread.id
+        {
+            // It catches its own panics.
+            let _ended = handle.join();
+        }
+    }
+
+    /// Damage that was met: logged, recorded in the superblock, and where that says so (`s_errors`) the end of changes.
+    pub(crate) fn note_damage(&self, core: &mut MutexGuard<'_, Core>, error: &FsError) {
+        let FsError::Corrupt { inode, block, .. } = error else { return };
+        let text = error.to_string();
+        let now = Instant::now();
+        if core
+            .damage
+            .last
+            .as_ref()
+            .is_some_and(|(last, when)| *last == text && now - *when < SAME_DAMAGE_AGAIN)
+        {
+            return;
+        }
+        log::error!("{text}");
+        if core.read_only.is_none() {
+            let record = ErrorRecord { inode: inode.map(|ino| ino.0), block: block.map(|block| block.0) };
+            let geometry = core.geometry.clone();
+            let (place, offset) = geometry.superblock_place();
+            if let Ok(buffer) = core.cache.get(place) {
+                let raw = &mut Arc::make_mut(&mut buffer.data)[offset..offset + SUPERBLOCK_BYTES];
+                superblock::mark_error(raw, Some(record));
+                superblock::seal(raw, &geometry);
+                buffer.running = true;
+                core.running.blocks.insert(place.0);
+                core.running.since.get_or_insert(now);
+                core.request_commit();
+            }
+            if core.damage.stops {
+                core.damage.stopped = true;
+                core.read_only = Some(text.clone());
+                self.progress.notify_all();
+            }
+        }
+        core.damage.last = Some((text, now));
+    }
+}
+
+fn start(committer: Committer, core: Arc<Mutex<Core>>, progress: Arc<Condvar>) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("jbd2".into()).spawn(move || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| committer.run()));
+        // Nobody is left waiting, however it ended.
+        let mut core = core.lock();
+        let why = match (&outcome, core.commit.closed) {
+            (Ok(()), Some(_)) => None,
+            (Ok(()), None) => Some("the file system was dropped without being closed"),
+            (Err(_), _) => Some("the commit thread has panicked"),
+        };
+        let failed = match why {
+            Some(why) => {
+                log::warn!("{why}");
+                core.commit.answer.get_or_insert_with(|| Err(FsError::Latched(why.into())));
+                core.latch(why)
+            }
+            None => Vec::new(),
+        };
+        drop(core);
+        progress.notify_all();
+        let why = why.unwrap_or_default();
+        super::commit::answer_all(failed, &Err(FsError::Io(io::Error::other(why))));
+    })
+}
+
+impl Drop for Ext4 {
+    /// Without a close before it this is a crash: the thread ends, and nothing more is written.
+    fn drop(&mut self) {
+        self.end_thread();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Source: the kernel's `fs/ext4/ext4.h`, `struct ext4_super_block`; 1,024 bytes at byte 1,024 of the image.
 
-use super::bytes::{le_halves, le16, le32};
+use super::bytes::{le16, le32, put16, put32};
 use super::checksum::crc32c;
 use super::error::{FsError, Result};
 use super::types::{BlockNo, GroupNo, InodeNo};
@@ -303,4 +303,88 @@ fn check_features(compat: u32, incompat: u32, ro_compat: u32) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// `s_state`: errors were met.
+const STATE_ERROR: u16 = 2;
+
+/// The numbers that the core keeps beside the superblock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counts {
+    /// Free blocks.
+    pub(crate) free_blocks: u64,
+    /// Free inodes.
+    pub(crate) free_inodes: u64,
+    /// Head of the orphan list.
+    pub(crate) last_orphan: u32,
+}
+
+/// Where damage was met, for the superblock's record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ErrorRecord {
+    /// The inode, where known.
+    pub(crate) inode: Option<u32>,
+    /// The block, where known.
+    pub(crate) block: Option<u64>,
+}
+
+fn put_now(raw: &mut [u8], low: usize, high: usize) {
+    let now = super::attr::Timestamp::now().seconds;
+    put32(raw, low, now as u32);
+    raw[high] = (now >> 32) as u8;
+}
+
+/// Puts the numbers into the superblock's bytes, and the time of writing.
+pub(crate) fn put_counts(raw: &mut [u8], counts: &Counts) {
+    put32(raw, 0xC, counts.free_blocks as u32);
+    if le32(raw, 0x60) & feature::INCOMPAT_64BIT != 0 {
+        put32(raw, 0x158, (counts.free_blocks >> 32) as u32);
+    }
+    put32(raw, 0x10, counts.free_inodes as u32);
+    put32(raw, 0xE8, counts.last_orphan);
+    put_now(raw, 0x30, 0x274);
+}
+
+/// Mounted for changes: `needs_recovery`, mount count and time.
+pub(crate) fn mark_mounted(raw: &mut [u8]) {
+    let incompat = le32(raw, 0x60) | feature::INCOMPAT_RECOVER;
+    put32(raw, 0x60, incompat);
+    let mounts = le16(raw, 0x34).wrapping_add(1);
+    put16(raw, 0x34, mounts);
+    put_now(raw, 0x2C, 0x275);
+}
+
+/// The journal is empty: no recovery is needed.
+pub(crate) fn mark_clean(raw: &mut [u8]) {
+    let incompat = le32(raw, 0x60) & !feature::INCOMPAT_RECOVER;
+    put32(raw, 0x60, incompat);
+    put_now(raw, 0x30, 0x274);
+}
+
+/// Errors were met: the state that has e2fsck look, and the kernel's record of the first and the last one.
+pub(crate) fn mark_error(raw: &mut [u8], record: Option<ErrorRecord>) {
+    const BY: &[u8] = b"mirrorfs";
+    let state = le16(raw, 0x3A) | STATE_ERROR;
+    put16(raw, 0x3A, state);
+    let Some(record) = record else { return };
+    let places = [(0x1CC, 0x279, 0x1D0, 0x1D8, 0x1E0), (0x198, 0x278, 0x19C, 0x1A0, 0x1A8)];
+    let is_first = le32(raw, 0x194) == 0;
+    for (time, time_high, inode, block, by) in places.into_iter().take(if is_first { 2 } else { 1 }) {
+        put_now(raw, time, time_high);
+        put32(raw, inode, record.inode.unwrap_or(0));
+        put32(raw, block, record.block.unwrap_or(0) as u32);
+        put32(raw, block + 4, (record.block.unwrap_or(0) >> 32) as u32);
+        raw[by..by + 32].fill(0);
+        raw[by..by + BY.len()].copy_from_slice(BY);
+    }
+    let count = le32(raw, 0x194).saturating_add(1);
+    put32(raw, 0x194, count);
+}
+
+/// Sets the superblock's checksum.
+pub(crate) fn seal(raw: &mut [u8], geometry: &Geometry) {
+    if geometry.checksums == ChecksumKind::Crc32c {
+        let sum = crc32c(!0, &raw[..0x3FC]);
+        put32(raw, 0x3FC, sum);
+    }
 }

@@ -11,9 +11,11 @@ use super::Ext4;
 use super::alloc::Allocator;
 use super::attr::Context;
 use super::cache::{BlockData, MetaCache};
+use super::commit::CommitState;
 use super::error::{FsError, Result};
+use super::mount::Damage;
 use super::orphan::OrphanList;
-use super::superblock::Geometry;
+use super::superblock::{Counts, Geometry};
 use super::types::{BlockNo, InodeNo, Tid};
 use crate::image::Lun;
 use parking_lot::{Condvar, Mutex};
@@ -53,6 +55,10 @@ pub(crate) struct Core {
     pub(crate) read_only: Option<String>,
     /// Serial of the last handle.
     pub(crate) handles: u64,
+    /// What the commit thread and everybody else tell one another.
+    pub(crate) commit: CommitState,
+    /// Damage met so far.
+    pub(crate) damage: Damage,
 }
 
 /// The transaction that takes in handles.
@@ -170,6 +176,11 @@ impl Core {
         Ok(buffer.data.clone())
     }
 
+    /// The numbers for the superblock.
+    pub(crate) fn counts(&self) -> Counts {
+        Counts { free_blocks: self.free_blocks, free_inodes: self.free_inodes, last_orphan: self.last_orphan }
+    }
+
     fn has_room(&self, credits: usize) -> bool {
         let used = self.running.blocks.len() + self.running.revoked.len() / 128 + 1;
         used + credits <= self.running_blocks_max || self.running.is_empty()
@@ -272,8 +283,14 @@ impl<'a> Tx<'a> {
     /// Ends the handle, keeping its changes.
     pub(crate) fn finish(mut self) {
         self.finished = true;
-        if self.core.running.since.is_none() && !self.core.running.is_empty() {
-            self.core.running.since = Some(Instant::now());
+        let core = &mut *self.core;
+        if core.running.since.is_none() && !core.running.is_empty() {
+            core.running.since = Some(Instant::now());
+            // The thread sleeps without a limit while nothing runs.
+            core.commit.wake.notify_one();
+        }
+        if core.running.blocks.len() > core.running_blocks_max / 4 * 3 {
+            core.request_commit();
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A LUN: one image as the target of primary storage requests.
 //!
 //! Locks: one mutex for each region (striped), held over image write and append, never over a sync, a wait for the
-//! mirror or a network send. The check that a region is marked is made under it, so that whoever clears marks can
-//! exclude a request on its way by taking the same lock.
+//! mirror or a network send. A hold on the region's mark is taken before it is looked at and dropped after the append, so
+//! that the mark can't be cleared beneath a request on its way.
 
 use super::backing::Backing;
 use super::file::check_range;
@@ -12,11 +12,11 @@ use crossbeam::channel::{Sender, TrySendError, bounded};
 use mirrorfs_journal::log::{Appended, MirrorLog, RegionSource, Waited, Waiter};
 use mirrorfs_journal::request::{Body, Origin};
 use mirrorfs_journal::{Epoch, LunId, REGION_BYTES, RegionNo};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
 /// Region locks of a mirrored LUN: enough that two requests in flight seldom share one by chance.
@@ -107,16 +107,34 @@ impl Mirror {
         self.log.ensure_marked(self.id, region).map_err(io::Error::other)
     }
 
-    /// Locks the region, marked. The sync of a mark is waited for without the lock.
-    fn lock_marked(&self, region: RegionNo) -> io::Result<MutexGuard<'_, ()>> {
-        loop {
-            let guard = self.region_lock(region).lock();
-            if self.log.is_marked(self.id, region) {
-                return Ok(guard);
-            }
-            drop(guard);
+    /// One part of a request: its region marked (waiting for the mark's sync without a lock), `change` made on the image
+    /// and `body` appended under the region's lock. A change that fails is not appended, latches, and leaves the region
+    /// marked until the next mount.
+    fn submit(
+        &self,
+        latch: &Latch,
+        region: RegionNo,
+        origin: Origin,
+        body: Body,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Appended> {
+        let hold = self.log.hold(self.id, region);
+        if !self.log.is_marked(self.id, region) {
             self.mark(region)?;
         }
+        let _region = self.region_lock(region).lock();
+        // Again under the lock: what failed in this region meanwhile must not be followed by an append.
+        latch.check()?;
+        if let Err(error) = change() {
+            std::mem::forget(hold);
+            let (action, offset, length) = match &body {
+                Body::Write { offset, payload, .. } => ("write", *offset, payload.len() as u64),
+                Body::Discard { offset, length } => ("discard", *offset, *length),
+                _ => ("request", 0, 0),
+            };
+            return Err(latch.close(action, offset, length, error));
+        }
+        Ok(self.log.append(self.id, origin, body))
     }
 
     /// The way to the marking thread. `None` if it can't be started.
@@ -235,25 +253,24 @@ impl Lun {
     /// Returns where the last part landed in the log (`None` if not mirrored).
     ///
     /// # Errors
-    /// An I/O error latches the LUN; the part that failed is not appended. A range that is not allowed changes nothing.
+    /// An I/O error of the image latches the LUN; the part that failed is not appended. A region map that can't be
+    /// written latches nothing, as the part was not begun. A range that is not allowed changes nothing.
     pub fn write(&self, offset: u64, payload: Bytes, origin: Origin) -> io::Result<Option<Appended>> {
         self.check_request(offset, payload.len() as u64)?;
-        let failed = |length, error| self.latch.close("write", offset, length, error);
         let Some(mirror) = &self.mirror else {
-            self.backing.write_at(offset, &payload).map_err(|error| failed(payload.len() as u64, error))?;
-            return Ok(None);
+            let written = self.backing.write_at(offset, &payload);
+            return match written {
+                Ok(()) => Ok(None),
+                Err(error) => Err(self.latch.close("write", offset, payload.len() as u64, error)),
+            };
         };
         let mut last = None;
         for (at, length) in parts(offset, payload.len() as u64) {
             let start = (at - offset) as usize;
             let part = payload.slice(start..start + length as usize);
-            let crc = crc32c::crc32c(&part);
-            let _region = mirror.lock_marked(RegionNo::of(at)).map_err(|error| failed(0, error))?;
-            // Again under the lock: what failed in this region meanwhile must not be followed by an append.
-            self.latch.check()?;
-            self.backing.write_at(at, &part).map_err(|error| self.latch.close("write", at, length, error))?;
-            let body = Body::Write { offset: at, payload: part, crc };
-            last = Some(mirror.log.append(mirror.id, origin, body));
+            let body = Body::Write { offset: at, crc: crc32c::crc32c(&part), payload: part.clone() };
+            let write = || self.backing.write_at(at, &part);
+            last = Some(mirror.submit(&self.latch, RegionNo::of(at), origin, body, write)?);
         }
         Ok(last)
     }
@@ -273,15 +290,9 @@ impl Lun {
         };
         let mut last = None;
         for (at, length) in parts(offset, length) {
-            let region = mirror
-                .lock_marked(RegionNo::of(at))
-                .map_err(|error| self.latch.close("discard", at, length, error))?;
-            self.latch.check()?;
-            self.backing
-                .discard(at, length)
-                .map_err(|error| self.latch.close("discard", at, length, error))?;
-            last = Some(mirror.log.append(mirror.id, origin, Body::Discard { offset: at, length }));
-            drop(region);
+            let body = Body::Discard { offset: at, length };
+            let punch = || self.backing.discard(at, length);
+            last = Some(mirror.submit(&self.latch, RegionNo::of(at), origin, body, punch)?);
             self.reserved.forget(at, length);
         }
         Ok(last)
@@ -303,8 +314,20 @@ impl Lun {
             return Ok(None);
         };
         let epoch = mirror.log.barrier(mirror.id);
-        sync()?;
-        mirror.log.sync_queue(epoch);
+        thread::scope(|scope| {
+            // A thread only while there is a queue: its start costs little beside the sync that it does.
+            let queue = (mirror.log.status().queued_requests > 0).then(|| {
+                let run = || mirror.log.sync_queue(epoch);
+                thread::Builder::new().name("queue-sync".into()).spawn_scoped(scope, run)
+            });
+            let synced = sync();
+            match queue {
+                Some(Ok(_joined_by_the_scope)) => {}
+                // No queue a moment ago, or no thread to be had.
+                Some(Err(_)) | None => mirror.log.sync_queue(epoch),
+            }
+            synced
+        })?;
         self.latch.check()?;
         mirror.log.locally_synced(mirror.id, epoch);
         Ok(Some(epoch))
@@ -332,15 +355,32 @@ impl Lun {
         }
     }
 
+    /// What the mirror log reads regions through. It does not keep the LUN alive: the LUN keeps the log.
+    #[must_use]
+    pub fn region_source(self: &Arc<Self>) -> Arc<dyn RegionSource> {
+        Arc::new(Source(Arc::downgrade(self)))
+    }
+
     fn check_request(&self, offset: u64, length: u64) -> io::Result<()> {
         check_range(self.size_bytes, offset, length)?;
-        if length == 0 || offset % 512 != 0 || length % 512 != 0 {
+        if length == 0 || !offset.is_multiple_of(512) || !length.is_multiple_of(512) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("a request of {length} bytes at {offset} is not made of whole sectors"),
             ));
         }
         self.latch.check()
+    }
+}
+
+struct Source(Weak<Lun>);
+
+impl RegionSource for Source {
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<()> {
+        match self.0.upgrade() {
+            Some(lun) => lun.resync_region(region, skip_holes),
+            None => Err(io::Error::other("the image is closed")),
+        }
     }
 }
 
@@ -361,7 +401,7 @@ impl RegionSource for Lun {
         while at < end {
             let data = self.backing.next_data(at)?.filter(|data| data.start < end);
             let Some(data) = data else { break };
-            // Host blocks may be smaller than a sector's multiple only at the ends: round to whole 4 KiB.
+            // A request has whole sectors, whatever the host's blocks are.
             let (from, to) = ((data.start & !4095).max(at), data.end.next_multiple_of(4096).min(end));
             hole(at, from);
             at = from;

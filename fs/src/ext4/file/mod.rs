@@ -1,6 +1,5 @@
 //! File contents: extent tree, reading, writing, truncation, fallocate, seek.
 
-mod interim;
 mod lookup;
 mod node;
 mod read;

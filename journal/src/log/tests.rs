@@ -1,0 +1,172 @@
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use super::*;
+use crate::ids::{Generation, Incarnation, LunUuid, REGION_BYTES};
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+const LUN: LunId = LunId(0);
+const WAIT: Duration = Duration::from_secs(10);
+
+fn lun(id: u16) -> LogLun {
+    LogLun {
+        id: LunId(id),
+        uuid: LunUuid([id as u8 + 1; 16]),
+        generation: Generation(7),
+        name: format!("lun{id}"),
+        size_bytes: 64 * REGION_BYTES,
+        durable_epoch: Epoch(0),
+        clean: true,
+        all_regions: false,
+    }
+}
+
+fn config(dir: &Path, incarnation: u32) -> LogConfig {
+    LogConfig {
+        dir: dir.to_path_buf(),
+        memory_bytes_max: 64 << 20,
+        queue_bytes_max: None,
+        incarnation: Incarnation(incarnation),
+        luns: vec![lun(0)],
+    }
+}
+
+fn write(log: &MirrorLog, lun: LunId, offset: u64, byte: u8, length: usize) -> Appended {
+    log.ensure_marked(lun, RegionNo::of(offset)).unwrap();
+    let payload = Bytes::from(vec![byte; length]);
+    let crc = crc32c::crc32c(&payload);
+    log.append(lun, Origin::File(12), Body::Write { offset, payload, crc })
+}
+
+fn created(id: u16) -> PeerLun {
+    PeerLun { id: LunId(id), durable_epoch: Epoch(0), resyncing: false, created: true }
+}
+
+fn at(id: u16, epoch: Epoch) -> PeerLun {
+    PeerLun { id: LunId(id), durable_epoch: epoch, resyncing: false, created: false }
+}
+
+/// Takes records until the one that `last` picks, which comes last.
+fn take_until(log: &MirrorLog, last: impl Fn(&MirrorRequest) -> bool) -> Vec<Arc<MirrorRequest>> {
+    let mut taken = Vec::new();
+    loop {
+        match log.next(WAIT) {
+            Next::Request(request) => {
+                taken.push(Arc::clone(&request));
+                if last(&request) {
+                    return taken;
+                }
+            }
+            other => panic!("no record came: {other:?} after {} records", taken.len()),
+        }
+    }
+}
+
+fn barrier_of(epoch: Epoch) -> impl Fn(&MirrorRequest) -> bool {
+    move |request| matches!(request.body, Body::Barrier { .. }) && request.epoch == epoch
+}
+
+/// Source of a resync: each region is one write of its own number; or nothing at all where it is a hole.
+struct Regions {
+    log: std::sync::Weak<MirrorLog>,
+    lun: LunId,
+    asked: AtomicU64,
+}
+
+impl RegionSource for Regions {
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> std::io::Result<()> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let Some(log) = self.log.upgrade() else { return Ok(()) };
+        if region.0 % 2 == 1 {
+            if !skip_holes {
+                let body = Body::Discard { offset: region.start(), length: REGION_BYTES };
+                log.append(self.lun, Origin::Resync, body);
+            }
+            return Ok(());
+        }
+        let payload = Bytes::from(vec![region.0 as u8; 4096]);
+        let crc = crc32c::crc32c(&payload);
+        log.append(self.lun, Origin::Resync, Body::Write { offset: region.start(), payload, crc });
+        Ok(())
+    }
+}
+
+fn source(log: &Arc<MirrorLog>, lun: LunId) -> Arc<Regions> {
+    let source = Arc::new(Regions { log: Arc::downgrade(log), lun, asked: AtomicU64::new(0) });
+    log.set_region_source(lun, Arc::clone(&source) as Arc<dyn RegionSource>);
+    source
+}
+
+/// Plays a peer that stores all it gets, until the LUN's resync has ended.
+fn sync_fully(log: &MirrorLog) -> (Epoch, Vec<Arc<MirrorRequest>>) {
+    let mut taken = Vec::new();
+    let mut end = None;
+    loop {
+        let Next::Request(request) = log.next(WAIT) else { panic!("no record after {}", taken.len()) };
+        taken.push(Arc::clone(&request));
+        match request.body {
+            Body::ResyncEnd => end = Some(request.epoch),
+            Body::Barrier { .. } => {
+                log.durable(request.epoch);
+                if Some(request.epoch) == end {
+                    return (request.epoch, taken);
+                }
+            }
+            _ => log.applied(request.sequence),
+        }
+    }
+}
+
+#[test]
+fn new_mirror_gets_all_regions_then_new_requests_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = MirrorLog::open(config(dir.path(), 1)).unwrap();
+    let source = source(&log, LUN);
+    write(&log, LUN, 0, 1, 4096);
+    let start = log.begin_session(&[created(0)]).unwrap();
+    assert_eq!(start.resync.len(), 1);
+    let (_, taken) = sync_fully(&log);
+    assert!(taken.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+    assert!(matches!(taken[0].body, Body::ResyncBegin { whole: true }));
+    assert_eq!(start.first_epoch, taken[0].epoch);
+    assert!(!taken.iter().any(|request| matches!(request.body, Body::Discard { .. })), "a hole was sent");
+    assert_eq!(source.asked.load(Ordering::SeqCst), 64);
+    assert_eq!(log.status().resync_regions_left, 0);
+
+    let appended = write(&log, LUN, 8192, 2, 4096);
+    let (sender, waits) = mpsc::channel();
+    let (applied, durable) = (sender.clone(), sender);
+    log.when_applied(appended.sequence, Box::new(move |outcome| applied.send(("applied", outcome)).unwrap()));
+    log.when_durable(appended.epoch, Box::new(move |outcome| durable.send(("durable", outcome)).unwrap()));
+    assert_eq!(log.barrier(LUN), appended.epoch);
+    assert_eq!(log.barrier(LUN), appended.epoch, "an empty epoch needs no barrier");
+    let taken = take_until(&log, barrier_of(appended.epoch));
+    assert_eq!(taken.len(), 2);
+    log.applied(appended.sequence);
+    assert_eq!(waits.recv_timeout(WAIT).unwrap(), ("applied", Waited::Mirrored));
+    assert!(waits.try_recv().is_err());
+    log.durable(appended.epoch);
+    assert_eq!(waits.recv_timeout(WAIT).unwrap(), ("durable", Waited::Mirrored));
+    assert_eq!(log.status().waiting_requests, 0);
+    assert_eq!(log.close(), vec![(LUN, appended.epoch)]);
+}
+
+#[test]
+fn epoch_closes_by_age_and_by_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = MirrorLog::open(LogConfig { memory_bytes_max: 512 << 20, ..config(dir.path(), 1) }).unwrap();
+    source(&log, LUN);
+    log.begin_session(&[created(0)]).unwrap();
+    sync_fully(&log);
+    let first = write(&log, LUN, 0, 1, 1 << 20).epoch;
+    let mut last = first;
+    for index in 0..64 {
+        last = write(&log, LUN, index << 20, 1, 1 << 20).epoch;
+    }
+    assert!(last > first, "64 MiB and more in one epoch");
+    let taken = take_until(&log, barrier_of(first));
+    assert!(taken.iter().map(|request| request.payload_bytes()).sum::<usize>() <= 64 << 20);
+    take_until(&log, barrier_of(last));
+}
