@@ -7,8 +7,8 @@ use super::cache::BlockData;
 use super::error::Result;
 use super::types::{BlockNo, InodeNo};
 use super::{Ext4, Options};
-use crate::image::FileBacking;
 use crate::image::Lun;
+use crate::image::{FileBacking, MemoryBacking};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -45,6 +45,10 @@ impl Image {
     pub(super) fn open(&self) -> Arc<Ext4> {
         let backing = FileBacking::open(&self.path).unwrap();
         Ext4::open(Lun::new(Arc::new(backing), None), Options::default()).unwrap()
+    }
+    /// Opens other bytes in the image's stead.
+    pub(super) fn open_bytes(bytes: &[u8]) -> Result<Arc<Ext4>> {
+        Ext4::open(Lun::new(Arc::new(MemoryBacking::from_bytes(bytes)), None), Options::default())
     }
     /// Closes the file system and lets e2fsck judge.
     pub(super) fn judge(&self, fs: Arc<Ext4>) {

@@ -407,3 +407,57 @@ fn a_failed_insertion_leaves_the_directory_as_it_was() {
     assert_eq!(names(&fs, dir).len(), 300);
     image.judge(fs);
 }
+
+/// Without checksums every rule of the format is on its own: whatever the blocks say, operations end, with or without an error.
+#[test]
+fn damaged_directories_never_panic_or_hang() {
+    let image = Image::make("12M", &["-b", "1024", "-O", "^metadata_csum"]);
+    let fs = image.open();
+    let (dir, target) = (mkdir(&fs, b"dir"), file(&fs, R, b"target"));
+    let name = |number: u64| format!("{number:0>100}").into_bytes();
+    for number in 0..1200 {
+        fs.link(ROOT, target, dir, &name(number)).unwrap();
+    }
+    let blocks: Vec<BlockNo> = fs
+        .with_core(|core| {
+            let dir = core.inode(dir)?;
+            let blocks = core.dir_blocks(&dir)?;
+            (0..blocks).map(|block| Ok(core.map_block(&dir, FileBlock(block))?.unwrap())).collect()
+        })
+        .unwrap();
+    fs.close().unwrap();
+    drop(fs);
+    let good = image.bytes();
+    let index: Vec<BlockNo> = blocks
+        .iter()
+        .copied()
+        .filter(|block| *block == blocks[0] || index::is_node(&good[block.0 as usize * 1024..][..1024]))
+        .collect();
+    assert!(index.len() >= 3, "two levels");
+    let mut random = Random(99);
+    let mut failures = 0;
+    for round in 0..120 {
+        let mut bytes = good.clone();
+        for _ in 0..1 + round % 3 {
+            let among = if random.below(3) > 0 { &index } else { &blocks };
+            let block = among[random.below(among.len() as u64) as usize];
+            let within = if random.below(2) == 0 { 48 } else { 1024 };
+            bytes[block.0 as usize * 1024 + random.below(within) as usize] = random.below(256) as u8;
+        }
+        let fs = Image::open_bytes(&bytes).unwrap();
+        let mut note = |failed: bool| failures += usize::from(failed);
+        note(fs.read_dir(dir, 0).is_err());
+        for _ in 0..60 {
+            let (one, two) = (name(random.below(1500)), name(random.below(1500)));
+            note(matches!(fs.lookup(dir, &one), Err(FsError::Corrupt { .. })));
+            note(matches!(fs.link(ROOT, target, dir, &one), Err(FsError::Corrupt { .. })));
+            note(matches!(
+                fs.rename(ROOT, (dir, &one), (dir, &two), RenameMode::Replace),
+                Err(FsError::Corrupt { .. })
+            ));
+            note(matches!(fs.unlink(ROOT, dir, &two), Err(FsError::Corrupt { .. })));
+        }
+        note(fs.rmdir(ROOT, R, b"dir").is_ok());
+    }
+    assert!(failures > 100, "the damage was met: {failures}");
+}
