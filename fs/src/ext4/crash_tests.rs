@@ -27,7 +27,8 @@ fn read_tree(ext4: &Ext4) -> Tree {
             full.push(b'/');
             full.extend_from_slice(&entry.name);
             let attr = ext4.getattr(entry.ino).unwrap();
-            let target = if entry.kind == FileKind::Symlink { ext4.readlink(entry.ino).unwrap() } else { Vec::new() };
+            let target =
+                if entry.kind == FileKind::Symlink { ext4.readlink(entry.ino).unwrap() } else { Vec::new() };
             tree.insert(full.clone(), (entry.kind, target, attr.links));
             if entry.kind == FileKind::Directory {
                 directories.push((entry.ino, full));
@@ -123,7 +124,8 @@ fn crash_everywhere(form: &Form, seed: u64, count: usize, judged: usize) {
     let recorder = Recorder::over(&image.bytes);
     let worked = work(&recorder, seed, count);
     let operations = recorder.operations();
-    let barriers: Vec<usize> = (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
+    let barriers: Vec<usize> =
+        (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
     let mut random = Random(seed ^ 0x55);
     let mut bytes = image.bytes.clone();
     let mut done = 0;
@@ -143,7 +145,10 @@ fn crash_everywhere(form: &Form, seed: u64, count: usize, judged: usize) {
         let tree = read_tree(&ext4);
         let covered = worked.acknowledged.iter().filter(|(at, _)| at <= barrier).map(|(_, covered)| *covered);
         let least = covered.max().unwrap_or(0);
-        assert!(worked.trees[least..].contains(&tree), "request {barrier}: no state since operation {least} is found");
+        assert!(
+            worked.trees[least..].contains(&tree),
+            "request {barrier}: no state since operation {least} is found"
+        );
         ext4.close().unwrap();
         check_clean(&support::bytes_of(&lun));
     }
@@ -156,6 +161,10 @@ fn names_survive_crashes_whole_4k() {
 
 #[test]
 fn names_survive_crashes_whole_1k() {
-    let form = Form { block_size: 1024, features: "extent,has_journal,ext_attr,dir_index,filetype", ..Form::default() };
+    let form = Form {
+        block_size: 1024,
+        features: "extent,has_journal,ext_attr,dir_index,filetype",
+        ..Form::default()
+    };
     crash_everywhere(&form, 12, 400, 30);
 }

@@ -39,6 +39,8 @@ pub(crate) struct Damage {
     /// It was damage that made it read-only.
     stopped: bool,
     last: Option<(String, Instant)>,
+    /// Met and passed over by the operation under way (its result does not tell); noted when it ends.
+    pub(crate) passed_over: Option<FsError>,
 }
 
 fn read_superblock(lun: &Lun) -> Result<Vec<u8>> {
@@ -50,7 +52,8 @@ fn read_superblock(lun: &Lun) -> Result<Vec<u8>> {
 fn new_core(lun: &Arc<Lun>, raw: &[u8]) -> Result<Core> {
     let geometry = Arc::new(Geometry::parse(raw)?);
     if geometry.block_count.saturating_mul(u64::from(geometry.block_size)) > lun.size_bytes() {
-        let what = format!("superblock: {} blocks in an image of {} bytes", geometry.block_count, lun.size_bytes());
+        let what =
+            format!("superblock: {} blocks in an image of {} bytes", geometry.block_count, lun.size_bytes());
         return Err(FsError::corrupt(what, None, None));
     }
     Ok(Core {
@@ -66,7 +69,7 @@ fn new_core(lun: &Arc<Lun>, raw: &[u8]) -> Result<Core> {
         read_only: None,
         handles: 0,
         commit: CommitState::default(),
-        damage: Damage { stops: le16(raw, 0x3C) > 1, stopped: false, last: None },
+        damage: Damage { stops: le16(raw, 0x3C) > 1, stopped: false, last: None, passed_over: None },
         lun: lun.clone(),
         geometry,
     })
@@ -123,7 +126,11 @@ impl Ext4 {
             core,
             progress,
             data_locks: DataLocks::default(),
-            thread: Thread { id: handle.thread().id(), handle: Mutex::new(Some(handle)), commands: Mutex::default() },
+            thread: Thread {
+                id: handle.thread().id(),
+                handle: Mutex::new(Some(handle)),
+                commands: Mutex::default(),
+            },
             lun,
             options,
         });
@@ -138,17 +145,13 @@ impl Ext4 {
         &self.lun
     }
 
-    /// How it is served.
-    pub(crate) fn options(&self) -> &Options {
-        &self.options
-    }
-
-    /// Commits, brings everything home, leaves the journal empty and the superblock clean, and ends the commit thread. Only
-    /// reads work afterwards. Returns the last epoch.
+    /// Frees what was open without a name, commits, brings everything home, leaves the journal empty and the superblock
+    /// clean, and ends the commit thread. Only reads work afterwards. Returns the last epoch.
     ///
     /// # Errors
     /// I/O errors; the image is then left as after a crash.
     pub fn close(&self) -> Result<Option<Epoch>> {
+        self.evict_orphans();
         let commands = self.thread.commands.lock();
         {
             let mut core = self.core.lock();
@@ -232,7 +235,12 @@ impl Ext4 {
         let FsError::Corrupt { inode, block, .. } = error else { return };
         let text = error.to_string();
         let now = Instant::now();
-        if core.damage.last.as_ref().is_some_and(|(last, when)| *last == text && now - *when < SAME_DAMAGE_AGAIN) {
+        if core
+            .damage
+            .last
+            .as_ref()
+            .is_some_and(|(last, when)| *last == text && now - *when < SAME_DAMAGE_AGAIN)
+        {
             return;
         }
         log::error!("{text}");
@@ -271,6 +279,7 @@ fn start(committer: Committer, core: Arc<Mutex<Core>>, progress: Arc<Condvar>) -
         };
         let failed = match why {
             Some(why) => {
+                log::warn!("{why}");
                 core.commit.answer.get_or_insert_with(|| Err(FsError::Latched(why.into())));
                 core.latch(why)
             }

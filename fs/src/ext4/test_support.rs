@@ -62,7 +62,8 @@ fn run(program: &str, arguments: &[&str]) -> (i32, String) {
     let path = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
     let output = Command::new(program).args(arguments).env("PATH", path).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error} (e2fsprogs is needed)"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap_or(-1), text)
 }
 
@@ -71,7 +72,8 @@ impl Image {
         let dir = temp_dir();
         let content = dir.path().join("content");
         std::fs::create_dir(&content).unwrap();
-        let file: Vec<u8> = (0..900 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
+        let file: Vec<u8> =
+            (0..900 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
         std::fs::write(content.join("file"), file).unwrap();
         let path = dir.path().join("image");
         let path = path.to_str().unwrap();
@@ -82,8 +84,25 @@ impl Image {
         let (code, text) = run(
             "mke2fs",
             &[
-                "-q", "-F", "-t", "ext4", "-b", &block_size, "-O", &features, "-J", &journal, "-N", "256", "-e", form.errors,
-                "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", content.to_str().unwrap(), path,
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-b",
+                &block_size,
+                "-O",
+                &features,
+                "-J",
+                &journal,
+                "-N",
+                "256",
+                "-e",
+                form.errors,
+                "-E",
+                "lazy_itable_init=0,lazy_journal_init=0",
+                "-d",
+                content.to_str().unwrap(),
+                path,
             ],
         );
         assert_eq!(code, 0, "{text}");
@@ -154,6 +173,7 @@ struct Recorded {
     operations: Vec<Op>,
     fail_at: Option<usize>,
     sync_time: Duration,
+    write_time: Duration,
 }
 
 /// An image in memory that keeps every change in order, and can fail one.
@@ -175,6 +195,10 @@ impl Recorder {
     }
     pub(crate) fn fail_at(&self, at: usize) {
         self.0.1.lock().fail_at = Some(at);
+    }
+    /// So that commits come between the writes of a checkpoint.
+    pub(crate) fn slow_writes(&self, time: Duration) {
+        self.0.1.lock().write_time = time;
     }
     pub(crate) fn slow_syncs(&self, time: Duration) {
         self.0.1.lock().sync_time = time;
@@ -198,6 +222,10 @@ impl Backing for Recorder {
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.record(Op::Write(offset, bytes.to_vec()))?;
+        let time = self.0.1.lock().write_time;
+        if !time.is_zero() {
+            std::thread::sleep(time);
+        }
         self.0.0.write_at(offset, bytes)
     }
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -291,4 +319,20 @@ pub(crate) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
     }
     let bytes = std::fs::read(&path).unwrap();
     Some(bytes)
+}
+
+/// The group of the root directory as the kernel finds it, after its own replay.
+pub(crate) fn root_group_by_kernel(bytes: &[u8]) -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    let dir = temp_dir();
+    let (path, at) = (dir.path().join("image"), dir.path().join("mnt"));
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::create_dir(&at).unwrap();
+    let (code, text) = run("mount", &["-o", "loop", path.to_str().unwrap(), at.to_str().unwrap()]);
+    assert_eq!(code, 0, "{text}");
+    let mounted = Mounted(at.clone());
+    let group = std::fs::metadata(&at).unwrap().gid();
+    drop(mounted);
+    check_clean(&std::fs::read(&path).unwrap());
+    group
 }

@@ -50,6 +50,19 @@ impl Core {
         Ok(())
     }
 
+    /// Takes a run (of one group) in the view alone, if all of it is free there.
+    #[cfg(test)]
+    pub(crate) fn take_free(&mut self, start: BlockNo, count: u32) -> Result<bool> {
+        let (group, bit) = self.geometry.group_of(start).expect("a block of the file system");
+        self.load_view(group)?;
+        let view = self.alloc.groups[group.0 as usize].view.as_ref().expect("loaded above");
+        let free = view.run_at(bit) >= count;
+        if free {
+            self.alloc.take(group, bit, count);
+        }
+        Ok(free)
+    }
+
     /// Searches one group: a run of at least `wanted`, or the longest there is.
     fn find_in_group(&mut self, group: GroupNo, from: u32, wanted: u32) -> Result<Option<(u32, u32)>> {
         self.load_view(group)?;

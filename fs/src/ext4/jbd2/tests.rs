@@ -72,14 +72,20 @@ impl Model {
         // Not written yet: the file's first content.
         let found = if found as usize >= self.states.len() { 0 } else { found };
         let least = self.acknowledged_at(operations);
-        assert!(found >= least, "recovered state {found}, but {least} was acknowledged (operation {operations})");
+        assert!(
+            found >= least,
+            "recovered state {found}, but {least} was acknowledged (operation {operations})"
+        );
         for (number, expected) in &self.states[found as usize] {
             match expected {
                 Expected::Logged(raw) => {
                     assert!(block(*number) == raw, "block {number} in state {found}, operation {operations}");
                 }
                 Expected::Data(raw, certain) if *certain <= operations => {
-                    assert!(block(*number) == raw, "data of block {number} in state {found}, operation {operations}");
+                    assert!(
+                        block(*number) == raw,
+                        "data of block {number} in state {found}, operation {operations}"
+                    );
                 }
                 Expected::Data(..) => {}
             }
@@ -176,9 +182,11 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
     let image = Image::make(form);
     let recorder = Recorder::over(&image.bytes);
     let ext4 = open(&lun_over(recorder.clone()));
+    recorder.slow_writes(Duration::from_micros(100));
     let model = work(ext4, &recorder, &image, seed, transactions);
     let operations = recorder.operations();
-    let barriers: Vec<usize> = (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
+    let barriers: Vec<usize> =
+        (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
     let mut random = Random(seed ^ 0xABCD);
     let mut bytes = image.bytes.clone();
     let mut done = 0;
@@ -203,17 +211,23 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
         model.check(&ours, image.block_size, counter, *barrier);
         if index % barriers.len().div_ceil(judged) == 0 {
             let theirs = replay_by_e2fsck(&crashed);
-            assert!(masked(&ours, &image) == masked(&theirs, &image), "recovery differs from e2fsck's at {barrier}");
+            assert!(
+                masked(&ours, &image) == masked(&theirs, &image),
+                "recovery differs from e2fsck's at {barrier}"
+            );
             check_clean(&ours);
         }
     }
-    let logged: usize = operations
-        .iter()
-        .map(|op| match op {
-            Op::Write(offset, raw) if image.is_journal(*offset) => raw.len() / image.block_size,
-            _ => 0,
-        })
-        .sum();
+    let mut logged = 0;
+    for op in &operations {
+        let Op::Write(offset, raw) = op else { continue };
+        if image.is_journal(*offset) {
+            logged += raw.len() / image.block_size;
+            // What is logged never looks like one of the journal's own blocks.
+            let own = raw.chunks(image.block_size).filter_map(super::format::header);
+            assert!(own.into_iter().all(|(kind, _)| kind <= 5), "a logged block was not escaped");
+        }
+    }
     assert!(logged > 1024 + 200, "{logged} blocks: the log never wrapped around");
     assert!(replays > 0, "no crash needed recovery");
     assert!(barriers.len() > 20, "{} barriers", barriers.len());
@@ -226,7 +240,11 @@ fn crashes_leave_what_was_acknowledged_4k_csum_v3() {
 
 #[test]
 fn crashes_leave_what_was_acknowledged_1k_no_checksums() {
-    let form = Form { block_size: 1024, features: "extent,has_journal,ext_attr,dir_index,filetype", ..Form::default() };
+    let form = Form {
+        block_size: 1024,
+        features: "extent,has_journal,ext_attr,dir_index,filetype",
+        ..Form::default()
+    };
     crash_everywhere(&form, 2, 160, 8);
 }
 
@@ -258,7 +276,8 @@ fn a_full_journal_makes_room_and_never_hangs() {
                         let context = if round % 2 == 0 { WAIT } else { NO_WAIT };
                         let operation = |tx: &mut super::super::tx::Tx<'_>| {
                             for index in 0..50 {
-                                let block = image.data_blocks[thread * 200 + (round as usize * 13 + index) % 200];
+                                let block =
+                                    image.data_blocks[thread * 200 + (round as usize * 13 + index) % 200];
                                 tx.modify(BlockNo(block))?.fill(round as u8);
                             }
                             Ok(())
@@ -311,7 +330,8 @@ fn a_sync_costs_two_writes_and_two_flushes() {
     ext4.sync(Some(InodeNo(20)), true, Box::new(move |outcome| sender.send(outcome).unwrap()));
     receiver.recv().unwrap().unwrap();
     let operations = recorder.operations().split_off(before);
-    let lengths: Vec<usize> = operations.iter().map(|op| if let Op::Write(_, raw) = op { raw.len() } else { 0 }).collect();
+    let lengths: Vec<usize> =
+        operations.iter().map(|op| if let Op::Write(_, raw) = op { raw.len() } else { 0 }).collect();
     assert_eq!(lengths, [5 * 4096, 0, 4096, 0]);
     // Nothing of this inode runs: a flush is enough.
     for (inode, datasync) in [(20, false), (77, true)] {
@@ -447,7 +467,7 @@ fn close_leaves_a_clean_image_and_open_counts_the_mount() {
     check_clean(&recorder.bytes());
 }
 
-/// Left alone, versions come home and the journal empties, without a close.
+/// Left alone, a transaction commits, versions come home and the journal empties, without a sync or a close.
 #[test]
 fn an_idle_journal_is_brought_home() {
     let image = Image::make(&Form::default());
@@ -455,7 +475,11 @@ fn an_idle_journal_is_brought_home() {
     let ext4 = open(&lun_over(recorder.clone()));
     let block = image.data_blocks[3];
     ext4.with_tx(WAIT, 8, |tx| tx.modify(BlockNo(block)).map(|raw| raw.fill(0x5A))).unwrap();
-    sync(&ext4).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while ext4.status().commits == 0 {
+        assert!(Instant::now() < until, "never committed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_ne!(recorder.bytes()[block as usize * 4096], 0x5A);
     let until = Instant::now() + Duration::from_secs(20);
     while ext4.status().journal_used_blocks > 0 {
@@ -540,7 +564,10 @@ fn damage_in_the_log_is_told_from_its_end() {
 /// A journal that the kernel has left in the middle of work.
 #[test]
 fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
-    for form in [Form::default(), Form { block_size: 1024, features: "extent,has_journal,filetype", ..Form::default() }] {
+    for form in [
+        Form::default(),
+        Form { block_size: 1024, features: "extent,has_journal,filetype", ..Form::default() },
+    ] {
         let image = Image::make(&form);
         let Some(crashed) = support::left_by_kernel(&image) else { return };
         let lun = lun_over(Recorder::over(&crashed));
@@ -564,5 +591,60 @@ fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
         assert_eq!(recover(&lun).unwrap().2.transactions, 1);
         let ours = support::bytes_of(&lun);
         assert!(masked(&ours, &image) == masked(&replay_by_e2fsck(&bytes), &image));
+        assert_eq!(support::root_group_by_kernel(&bytes), 4242, "the kernel replays what we left");
     }
+}
+
+/// Whatever the journal holds, opening ends with a result.
+#[test]
+fn damaged_journals_never_panic() {
+    let features = "extent,has_journal,ext_attr,dir_index,filetype";
+    let (mut replayed, mut refused) = (0, 0);
+    for form in [Form { block_size: 1024, features, ..Form::default() }, Form::default()] {
+        let image = Image::make(&form);
+        let recorder = Recorder::over(&image.bytes);
+        work(open(&lun_over(recorder.clone())), &recorder, &image, 5, 25);
+        let crashed = recorder.bytes();
+        for seed in 0..60 {
+            let mut random = Random(seed);
+            let mut bytes = crashed.clone();
+            // Mostly among the first blocks, where superblock, descriptors and revoke blocks are.
+            for _ in 0..1 + random.below(12) {
+                let block = random.below(60).min(random.below(60));
+                let inside = random.below(1024).min(random.below(1024));
+                bytes[(image.journal_block as usize + block) * image.block_size + inside] =
+                    random.next() as u8;
+            }
+            match recover(&lun_over(Recorder::over(&bytes))) {
+                Ok(_) => replayed += 1,
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(replayed > 5 && refused > 5, "{replayed} replayed, {refused} refused");
+}
+
+/// Blocks are discarded once the transaction that freed them is durable, not before, and only they.
+#[test]
+fn freed_blocks_are_discarded_behind_their_commit() {
+    let image = Image::make(&Form::default());
+    let recorder = Recorder::over(&image.bytes);
+    let ext4 = open(&lun_over(recorder.clone()));
+    let file = ext4.lookup(InodeNo::ROOT, b"file").unwrap();
+    ext4.unlink(WAIT, InodeNo::ROOT, b"file").unwrap();
+    ext4.evict(WAIT, file.ino).unwrap();
+    let before = recorder.len();
+    ext4.close().unwrap();
+    check_clean(&recorder.bytes());
+    let operations = recorder.operations().split_off(before);
+    let first = operations.iter().position(|op| matches!(op, Op::Discard(..))).unwrap();
+    let syncs = operations[..first].iter().filter(|op| matches!(op, Op::Sync)).count();
+    assert!(syncs >= 2, "discarded before the commit was durable");
+    let discarded: std::collections::BTreeSet<u64> = operations
+        .iter()
+        .filter_map(|op| if let Op::Discard(offset, length) = op { Some((*offset, *length)) } else { None })
+        .flat_map(|(offset, length)| offset / 4096..(offset + length) / 4096)
+        .collect();
+    assert!(image.data_blocks.iter().all(|block| discarded.contains(block)));
+    assert!(discarded.len() <= image.data_blocks.len() + 2, "{} blocks discarded", discarded.len());
 }
