@@ -371,6 +371,54 @@ fn space_runs_out_to_the_last_block_and_comes_back_after_a_commit() {
 }
 
 #[test]
+fn space_that_ends_within_the_tree_leaves_it_whole() {
+    let image = Image::new(16, &["-b", "1024", "-m", "0", "-O", "^resize_inode"], 4);
+    let try_write = |file: usize, offset: u64, count: usize| {
+        let data = Bytes::from(vec![file as u8 + 1; count]);
+        match image.fs().write(ROOT, image.files[file], WriteAt::Offset(offset), data, false) {
+            Ok(written) => written.bytes,
+            Err(FsError::Errno(libc::ENOSPC)) => 0,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    image.fallocate(0, Fallocate::Reserve { keep_size: false }, 0, 4 << 20);
+    // Fragments until no more fit.
+    let mut fragments = Vec::new();
+    for index in 0.. {
+        let written = try_write(1, index * 20_480, 10_240);
+        fragments.push((index * 20_480, written));
+        if written < 10_240 {
+            break;
+        }
+    }
+    while try_write(2, image.size(2), 1024) > 0 {}
+    image.judge();
+    // Reserved blocks turn into written ones, which splits extents: the tree needs blocks that are not there.
+    let mut refused = 0;
+    let mut taken = Vec::new();
+    for index in (0..2048).rev() {
+        let offset = index * 2048;
+        match try_write(0, offset, 1024) {
+            0 => refused += 1,
+            _ => taken.push(offset),
+        }
+    }
+    assert!(refused > 0 && !taken.is_empty(), "{refused} refused, {} taken", taken.len());
+    let mut expected = vec![0; 4 << 20];
+    for offset in taken {
+        expected[offset as usize..offset as usize + 1024].fill(1);
+    }
+    assert!(image.read(0) == expected);
+    let bytes = image.read(1);
+    for (offset, count) in fragments {
+        let part = offset as usize..offset as usize + count;
+        assert!(bytes[part].iter().all(|byte| *byte == 2));
+    }
+    image.judge();
+    assert!(image.dump(0) == expected);
+}
+
+#[test]
 fn files_written_side_by_side_stay_in_long_runs() {
     let image = Image::new(256, &["-b", "4096"], 2);
     let data = vec![1; 64 << 10];
