@@ -120,10 +120,10 @@ impl Core {
             let Some((longest, std::cmp::Reverse(group))) = candidate.filter(|found| found.0 > 0) else {
                 return Ok(None);
             };
-            if let Some((bit, length)) = self.find_in_group(GroupNo(group), 0, longest)? {
-                if length >= longest {
-                    return Ok(Some((GroupNo(group), bit, length)));
-                }
+            if let Some((bit, length)) = self.find_in_group(GroupNo(group), 0, longest)?
+                && length >= longest
+            {
+                return Ok(Some((GroupNo(group), bit, length)));
             }
         }
     }

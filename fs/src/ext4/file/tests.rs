@@ -8,8 +8,11 @@ use super::super::types::{BlockNo, FileBlock, GroupNo, InodeNo};
 use super::super::{Ext4, Options, WriteAt};
 use super::node;
 use crate::image::Lun;
-use crate::image::backing::FileBacking;
+use crate::image::backing::{Backing, FileBacking};
+use crate::image::fault::{FaultBacking, Faults, Operation};
 use bytes::Bytes;
+use mirrorfs_journal::log::{LogConfig, LogLun, MirrorLog};
+use mirrorfs_journal::{Epoch, Generation, Incarnation, LunId, LunUuid};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -218,7 +221,7 @@ fn model_test(seed: u64, mebibytes: u64, options: &[&str]) {
         image.truncate(file, 0);
     }
     image.judge();
-    image.fs().with_core(|core| Ok(assert_eq!(core.inode(image.files[0])?.blocks_512, 0))).unwrap();
+    assert_eq!(image.fs().getattr(image.files[0]).unwrap().blocks_512, 0);
 }
 
 #[test]
@@ -276,7 +279,7 @@ fn a_hundred_thousand_fragments_are_mapped_and_freed() {
     assert_eq!(image.fs().seek(ino, 10_000 * 2048, true).unwrap(), 90_000 * 2048);
     image.judge();
     image.fallocate(0, Fallocate::PunchHole, 0, 1 << 30);
-    image.fs().with_core(|core| Ok(assert_eq!(core.inode(ino)?.blocks_512, 0))).unwrap();
+    assert_eq!(image.fs().getattr(ino).unwrap().blocks_512, 0);
     image.judge();
 }
 
@@ -569,5 +572,75 @@ fn access_times_follow_relatime() {
     assert!(first >= before);
     image.fs().touch_atime(ROOT, ino).unwrap();
     assert_eq!(atime(), first);
+    image.judge();
+}
+
+/// Everything that a failed operation could have changed.
+fn everything(fs: &Ext4, ino: InodeNo) -> (Vec<u8>, (u64, u64, Vec<Vec<u8>>)) {
+    fs.with_core(|core| {
+        let inode = core.inode(ino)?;
+        Ok((format!("{inode:?}").into_bytes(), allocation(core)))
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_full_host_is_no_space_and_changes_nothing() {
+    let image = Image::new(64, &[], 1);
+    image.fs().close().unwrap();
+    let faults = Faults::new(1);
+    let backing = FaultBacking::new(Arc::new(FileBacking::open(&image.path).unwrap()), faults.clone());
+    let fs = Ext4::open(Lun::new(Arc::new(backing), None), Options::default()).unwrap();
+    let ino = image.files[0];
+    let before = everything(&fs, ino);
+    faults.fail_from(Operation::Reserve, 0, libc::ENOSPC);
+    let write = || fs.write(ROOT, ino, WriteAt::Append, Bytes::from(vec![1; 1 << 20]), false);
+    assert!(matches!(write(), Err(FsError::Errno(libc::ENOSPC))));
+    assert!(everything(&fs, ino) == before);
+    faults.heal();
+    assert_eq!(write().unwrap().bytes, 1 << 20);
+    fs.close().unwrap();
+    *image.fs.lock() = open(&image.path);
+    image.judge();
+}
+
+#[test]
+fn a_thread_that_may_not_wait_leaves_cold_regions_alone() {
+    let image = Image::new(64, &[], 1);
+    image.fs().close().unwrap();
+    let backing = Arc::new(FileBacking::open(&image.path).unwrap());
+    let log = MirrorLog::open(LogConfig {
+        dir: image.dir.path().join("queue"),
+        memory_bytes_max: 64 << 20,
+        queue_bytes_max: None,
+        incarnation: Incarnation(1),
+        luns: vec![LogLun {
+            id: LunId(0),
+            uuid: LunUuid([1; 16]),
+            generation: Generation(1),
+            name: "data".into(),
+            size_bytes: backing.size_bytes(),
+            durable_epoch: Epoch(0),
+            clean: true,
+            all_regions: false,
+        }],
+    })
+    .unwrap();
+    let fs = Ext4::open(Lun::new(backing, Some((LunId(0), log))), Options::default()).unwrap();
+    let ino = image.files[0];
+    let before = everything(&fs, ino);
+    let write = |may_block, offset| {
+        let context = Context { may_block, ..ROOT };
+        fs.write(context, ino, WriteAt::Offset(offset), Bytes::from(vec![1; 16 << 20]), false)
+    };
+    assert!(matches!(write(false, 0), Err(FsError::WouldBlock)));
+    assert!(everything(&fs, ino) == before);
+    let written = write(true, 0).unwrap();
+    assert_eq!(written.bytes, 16 << 20);
+    assert!(written.appended.is_some());
+    assert!(write(false, 0).is_ok(), "warm now");
+    fs.close().unwrap();
+    *image.fs.lock() = open(&image.path);
+    assert!(image.read(0).iter().all(|byte| *byte == 1));
     image.judge();
 }

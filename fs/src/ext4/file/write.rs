@@ -326,7 +326,7 @@ impl Ext4 {
             if has_head {
                 self.lun.read(place, &mut buffer[..unit])?;
             }
-            if to as usize % unit != 0 && !(has_head && tail == 0) {
+            if !(to as usize).is_multiple_of(unit) && !(has_head && tail == 0) {
                 self.lun.read(place + tail as u64, &mut buffer[tail..])?;
             }
         }
