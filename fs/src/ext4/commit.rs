@@ -86,7 +86,7 @@ pub(crate) enum Command {
 
 impl CommitState {
     /// The log is there, nothing has been committed.
-    pub(crate) fn begin(&mut self, log: &Log) {
+    pub(super) fn begin(&mut self, log: &Log) {
         self.committed = Tid(log.next().0.wrapping_sub(1));
         self.journal_blocks = (log.used(), log.blocks());
     }

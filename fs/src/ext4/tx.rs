@@ -18,7 +18,7 @@ use super::orphan::OrphanList;
 use super::superblock::{Counts, Geometry};
 use super::types::{BlockNo, InodeNo, Tid};
 use crate::image::Lun;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -128,6 +128,8 @@ impl Drop for DataGuard {
     }
 }
 
+type Undo = Box<dyn FnOnce(&mut Core) + Send>;
+
 struct Saved {
     block: BlockNo,
     /// Content, "running" and "verified" before this handle; `None`: the block was not cached.
@@ -146,7 +148,7 @@ pub(crate) struct Tx<'a> {
     freed_before: usize,
     inodes: Vec<(u32, Option<bool>)>,
     counts: (u64, u64, u32, bool),
-    undo: Vec<Box<dyn FnOnce(&mut Core) + Send>>,
+    undo: Vec<Undo>,
     finished: bool,
 }
 
@@ -374,6 +376,7 @@ impl Ext4 {
             match operation(&mut tx) {
                 Ok(value) => {
                     tx.finish();
+                    self.note_passed_over(&mut core);
                     return Ok(value);
                 }
                 Err(FsError::Errno(libc::ENOSPC)) if !retried && self.frees_pending(tx.core) => {
@@ -387,6 +390,7 @@ impl Ext4 {
                 Err(error) => {
                     drop(tx);
                     self.note_damage(&mut core, &error);
+                    self.note_passed_over(&mut core);
                     return Err(error);
                 }
             }
@@ -399,6 +403,14 @@ impl Ext4 {
     /// What `operation` says.
     pub(crate) fn with_core<T>(&self, operation: impl FnOnce(&mut Core) -> Result<T>) -> Result<T> {
         let mut core = self.core.lock();
-        operation(&mut core).inspect_err(|error| self.note_damage(&mut core, error))
+        let result = operation(&mut core).inspect_err(|error| self.note_damage(&mut core, error));
+        self.note_passed_over(&mut core);
+        result
+    }
+
+    fn note_passed_over(&self, core: &mut MutexGuard<'_, Core>) {
+        if let Some(error) = core.damage.passed_over.take() {
+            self.note_damage(core, &error);
+        }
     }
 }
