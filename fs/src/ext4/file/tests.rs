@@ -283,8 +283,10 @@ fn a_hundred_thousand_fragments_are_mapped_and_freed() {
     image.judge();
 }
 
-/// Bitmaps, descriptors and what may be allocated, of all groups.
-fn allocation(core: &mut Core) -> (u64, u64, Vec<Vec<u8>>) {
+/// Free blocks, free inodes; bitmaps and descriptors of all groups.
+type Allocation = (u64, u64, Vec<Vec<u8>>);
+
+fn allocation(core: &mut Core) -> Allocation {
     let geometry: Arc<Geometry> = core.geometry.clone();
     let mut blocks = Vec::new();
     for group in 0..geometry.group_count {
@@ -576,10 +578,10 @@ fn access_times_follow_relatime() {
 }
 
 /// Everything that a failed operation could have changed.
-fn everything(fs: &Ext4, ino: InodeNo) -> (Vec<u8>, (u64, u64, Vec<Vec<u8>>)) {
+fn everything(fs: &Ext4, ino: InodeNo) -> (String, Allocation) {
     fs.with_core(|core| {
         let inode = core.inode(ino)?;
-        Ok((format!("{inode:?}").into_bytes(), allocation(core)))
+        Ok((format!("{inode:?}"), allocation(core)))
     })
     .unwrap()
 }
@@ -642,5 +644,52 @@ fn a_thread_that_may_not_wait_leaves_cold_regions_alone() {
     fs.close().unwrap();
     *image.fs.lock() = open(&image.path);
     assert!(image.read(0).iter().all(|byte| *byte == 1));
+    image.judge();
+}
+
+#[test]
+fn parallel_writers_and_readers_keep_files_apart() {
+    let image = Image::new(128, &["-b", "4096"], 4);
+    let fs = image.fs();
+    std::thread::scope(|scope| {
+        for (index, ino) in image.files.iter().copied().enumerate() {
+            let fs = &fs;
+            scope.spawn(move || {
+                let mut random = Random(index as u64 + 77);
+                let mut model = Vec::new();
+                for step in 0..300 {
+                    let data = vec![(index * 60 + step % 50) as u8 + 1; 1 + random.below(60_000) as usize];
+                    match random.below(8) {
+                        0 => {
+                            let size = random.below(model.len() as u64 + 1);
+                            fs.truncate(ROOT, ino, size, &SetAttr::default()).unwrap();
+                            model.truncate(size as usize);
+                        }
+                        1 => {
+                            let offset = random.below(model.len() as u64 + 1);
+                            fs.fallocate(ROOT, ino, Fallocate::PunchHole, offset, 30_000).unwrap();
+                            let end = model.len().min(offset as usize + 30_000);
+                            model[offset as usize..end].fill(0);
+                        }
+                        _ => {
+                            fs.write(ROOT, ino, WriteAt::Append, Bytes::from(data.clone()), false).unwrap();
+                            model.extend(data);
+                        }
+                    }
+                    let offset = random.below(model.len() as u64 + 1) as usize;
+                    let mut found = vec![0xEE; 20_000];
+                    let count = fs.read(ino, offset as u64, &mut found).unwrap();
+                    assert!(
+                        found[..count] == model[offset..model.len().min(offset + 20_000)],
+                        "file {index}, step {step}"
+                    );
+                    if model.len() > 4 << 20 {
+                        fs.truncate(ROOT, ino, 0, &SetAttr::default()).unwrap();
+                        model.clear();
+                    }
+                }
+            });
+        }
+    });
     image.judge();
 }

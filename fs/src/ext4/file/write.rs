@@ -322,11 +322,11 @@ impl Ext4 {
         if !run.fresh {
             let unit = unit as usize;
             let tail = buffer.len() - unit;
-            let has_head = head > 0;
+            let (has_head, has_tail) = (head > 0, to as usize % unit > 0);
             if has_head {
                 self.lun.read(place, &mut buffer[..unit])?;
             }
-            if !(to as usize).is_multiple_of(unit) && !(has_head && tail == 0) {
+            if has_tail && (tail > 0 || !has_head) {
                 self.lun.read(place + tail as u64, &mut buffer[tail..])?;
             }
         }
