@@ -120,10 +120,10 @@ impl Core {
             let Some((longest, std::cmp::Reverse(group))) = candidate.filter(|found| found.0 > 0) else {
                 return Ok(None);
             };
-            if let Some((bit, length)) = self.find_in_group(GroupNo(group), 0, longest)? {
-                if length >= longest {
-                    return Ok(Some((GroupNo(group), bit, length)));
-                }
+            if let Some((bit, length)) = self.find_in_group(GroupNo(group), 0, longest)?
+                && length >= longest
+            {
+                return Ok(Some((GroupNo(group), bit, length)));
             }
         }
     }
@@ -205,10 +205,10 @@ impl Tx<'_> {
         ahead: u32,
     ) -> Result<(BlockNo, u32)> {
         let core = &mut *self.core;
-        let found = match core.find_run(goal, wanted, wanted.saturating_add(ahead))? {
-            None if core.alloc.drop_windows() => core.find_run(goal, wanted, wanted)?,
-            found => found,
-        };
+        let mut found = core.find_run(goal, wanted, wanted.saturating_add(ahead))?;
+        if found.is_none_or(|(_, _, run)| run < wanted.min(GOAL_RUN_MIN)) && core.alloc.drop_windows() {
+            found = core.find_run(goal, wanted, wanted)?;
+        }
         let Some((group, bit, run)) = found else { return errno(libc::ENOSPC) };
         let count = run.min(wanted);
         let behind = (run - count).min(ahead);

@@ -8,8 +8,11 @@ use super::super::types::{BlockNo, FileBlock, GroupNo, InodeNo};
 use super::super::{Ext4, Options, WriteAt};
 use super::node;
 use crate::image::Lun;
-use crate::image::backing::FileBacking;
+use crate::image::backing::{Backing, FileBacking};
+use crate::image::fault::{FaultBacking, Faults, Operation};
 use bytes::Bytes;
+use mirrorfs_journal::log::{LogConfig, LogLun, MirrorLog};
+use mirrorfs_journal::{Epoch, Generation, Incarnation, LunId, LunUuid};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -218,7 +221,7 @@ fn model_test(seed: u64, mebibytes: u64, options: &[&str]) {
         image.truncate(file, 0);
     }
     image.judge();
-    image.fs().with_core(|core| Ok(assert_eq!(core.inode(image.files[0])?.blocks_512, 0))).unwrap();
+    assert_eq!(image.fs().getattr(image.files[0]).unwrap().blocks_512, 0);
 }
 
 #[test]
@@ -276,12 +279,14 @@ fn a_hundred_thousand_fragments_are_mapped_and_freed() {
     assert_eq!(image.fs().seek(ino, 10_000 * 2048, true).unwrap(), 90_000 * 2048);
     image.judge();
     image.fallocate(0, Fallocate::PunchHole, 0, 1 << 30);
-    image.fs().with_core(|core| Ok(assert_eq!(core.inode(ino)?.blocks_512, 0))).unwrap();
+    assert_eq!(image.fs().getattr(ino).unwrap().blocks_512, 0);
     image.judge();
 }
 
-/// Bitmaps, descriptors and what may be allocated, of all groups.
-fn allocation(core: &mut Core) -> (u64, u64, Vec<Vec<u8>>) {
+/// Free blocks, free inodes; bitmaps and descriptors of all groups.
+type Allocation = (u64, u64, Vec<Vec<u8>>);
+
+fn allocation(core: &mut Core) -> Allocation {
     let geometry: Arc<Geometry> = core.geometry.clone();
     let mut blocks = Vec::new();
     for group in 0..geometry.group_count {
@@ -368,6 +373,54 @@ fn space_runs_out_to_the_last_block_and_comes_back_after_a_commit() {
     let again = fill(ROOT, 2);
     assert!(again as u64 + 2048 >= size, "{again} of {size}");
     image.judge();
+}
+
+#[test]
+fn space_that_ends_within_the_tree_leaves_it_whole() {
+    let image = Image::new(16, &["-b", "1024", "-m", "0", "-O", "^resize_inode"], 4);
+    let try_write = |file: usize, offset: u64, count: usize| {
+        let data = Bytes::from(vec![file as u8 + 1; count]);
+        match image.fs().write(ROOT, image.files[file], WriteAt::Offset(offset), data, false) {
+            Ok(written) => written.bytes,
+            Err(FsError::Errno(libc::ENOSPC)) => 0,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    image.fallocate(0, Fallocate::Reserve { keep_size: false }, 0, 4 << 20);
+    // Fragments until no more fit.
+    let mut fragments = Vec::new();
+    for index in 0.. {
+        let written = try_write(1, index * 20_480, 10_240);
+        fragments.push((index * 20_480, written));
+        if written < 10_240 {
+            break;
+        }
+    }
+    while try_write(2, image.size(2), 1024) > 0 {}
+    image.judge();
+    // Reserved blocks turn into written ones, which splits extents: the tree needs blocks that are not there.
+    let mut refused = 0;
+    let mut taken = Vec::new();
+    for index in (0..2048).rev() {
+        let offset = index * 2048;
+        match try_write(0, offset, 1024) {
+            0 => refused += 1,
+            _ => taken.push(offset),
+        }
+    }
+    assert!(refused > 0 && !taken.is_empty(), "{refused} refused, {} taken", taken.len());
+    let mut expected = vec![0; 4 << 20];
+    for offset in taken {
+        expected[offset as usize..offset as usize + 1024].fill(1);
+    }
+    assert!(image.read(0) == expected);
+    let bytes = image.read(1);
+    for (offset, count) in fragments {
+        let part = offset as usize..offset as usize + count;
+        assert!(bytes[part].iter().all(|byte| *byte == 2));
+    }
+    image.judge();
+    assert!(image.dump(0) == expected);
 }
 
 #[test]
@@ -521,5 +574,122 @@ fn access_times_follow_relatime() {
     assert!(first >= before);
     image.fs().touch_atime(ROOT, ino).unwrap();
     assert_eq!(atime(), first);
+    image.judge();
+}
+
+/// Everything that a failed operation could have changed.
+fn everything(fs: &Ext4, ino: InodeNo) -> (String, Allocation) {
+    fs.with_core(|core| {
+        let inode = core.inode(ino)?;
+        Ok((format!("{inode:?}"), allocation(core)))
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_full_host_is_no_space_and_changes_nothing() {
+    let image = Image::new(64, &[], 1);
+    image.fs().close().unwrap();
+    let faults = Faults::new(1);
+    let backing = FaultBacking::new(Arc::new(FileBacking::open(&image.path).unwrap()), faults.clone());
+    let fs = Ext4::open(Lun::new(Arc::new(backing), None), Options::default()).unwrap();
+    let ino = image.files[0];
+    let before = everything(&fs, ino);
+    faults.fail_from(Operation::Reserve, 0, libc::ENOSPC);
+    let write = || fs.write(ROOT, ino, WriteAt::Append, Bytes::from(vec![1; 1 << 20]), false);
+    assert!(matches!(write(), Err(FsError::Errno(libc::ENOSPC))));
+    assert!(everything(&fs, ino) == before);
+    faults.heal();
+    assert_eq!(write().unwrap().bytes, 1 << 20);
+    fs.close().unwrap();
+    *image.fs.lock() = open(&image.path);
+    image.judge();
+}
+
+#[test]
+fn a_thread_that_may_not_wait_leaves_cold_regions_alone() {
+    let image = Image::new(64, &[], 1);
+    image.fs().close().unwrap();
+    let backing = Arc::new(FileBacking::open(&image.path).unwrap());
+    let log = MirrorLog::open(LogConfig {
+        dir: image.dir.path().join("queue"),
+        memory_bytes_max: 64 << 20,
+        queue_bytes_max: None,
+        incarnation: Incarnation(1),
+        luns: vec![LogLun {
+            id: LunId(0),
+            uuid: LunUuid([1; 16]),
+            generation: Generation(1),
+            name: "data".into(),
+            size_bytes: backing.size_bytes(),
+            durable_epoch: Epoch(0),
+            clean: true,
+            all_regions: false,
+        }],
+    })
+    .unwrap();
+    let fs = Ext4::open(Lun::new(backing, Some((LunId(0), log))), Options::default()).unwrap();
+    let ino = image.files[0];
+    let before = everything(&fs, ino);
+    let write = |may_block, offset| {
+        let context = Context { may_block, ..ROOT };
+        fs.write(context, ino, WriteAt::Offset(offset), Bytes::from(vec![1; 16 << 20]), false)
+    };
+    assert!(matches!(write(false, 0), Err(FsError::WouldBlock)));
+    assert!(everything(&fs, ino) == before);
+    let written = write(true, 0).unwrap();
+    assert_eq!(written.bytes, 16 << 20);
+    assert!(written.appended.is_some());
+    assert!(write(false, 0).is_ok(), "warm now");
+    fs.close().unwrap();
+    *image.fs.lock() = open(&image.path);
+    assert!(image.read(0).iter().all(|byte| *byte == 1));
+    image.judge();
+}
+
+#[test]
+fn parallel_writers_and_readers_keep_files_apart() {
+    let image = Image::new(128, &["-b", "4096"], 4);
+    let fs = image.fs();
+    std::thread::scope(|scope| {
+        for (index, ino) in image.files.iter().copied().enumerate() {
+            let fs = &fs;
+            scope.spawn(move || {
+                let mut random = Random(index as u64 + 77);
+                let mut model = Vec::new();
+                for step in 0..300 {
+                    let data = vec![(index * 60 + step % 50) as u8 + 1; 1 + random.below(60_000) as usize];
+                    match random.below(8) {
+                        0 => {
+                            let size = random.below(model.len() as u64 + 1);
+                            fs.truncate(ROOT, ino, size, &SetAttr::default()).unwrap();
+                            model.truncate(size as usize);
+                        }
+                        1 => {
+                            let offset = random.below(model.len() as u64 + 1);
+                            fs.fallocate(ROOT, ino, Fallocate::PunchHole, offset, 30_000).unwrap();
+                            let end = model.len().min(offset as usize + 30_000);
+                            model[offset as usize..end].fill(0);
+                        }
+                        _ => {
+                            fs.write(ROOT, ino, WriteAt::Append, Bytes::from(data.clone()), false).unwrap();
+                            model.extend(data);
+                        }
+                    }
+                    let offset = random.below(model.len() as u64 + 1) as usize;
+                    let mut found = vec![0xEE; 20_000];
+                    let count = fs.read(ino, offset as u64, &mut found).unwrap();
+                    assert!(
+                        found[..count] == model[offset..model.len().min(offset + 20_000)],
+                        "file {index}, step {step}"
+                    );
+                    if model.len() > 4 << 20 {
+                        fs.truncate(ROOT, ino, 0, &SetAttr::default()).unwrap();
+                        model.clear();
+                    }
+                }
+            });
+        }
+    });
     image.judge();
 }
