@@ -35,6 +35,7 @@ mod crash_tests;
 mod test_images;
 #[cfg(test)]
 mod test_support;
+
 pub use file::{WriteAt, Written};
 pub use layout::Layout;
 
