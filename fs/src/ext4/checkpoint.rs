@@ -9,8 +9,8 @@ use super::types::Tid;
 use bytes::Bytes;
 use mirrorfs_journal::Origin;
 
-/// Blocks written home between two commits.
-const SLICE_BLOCKS: usize = 256;
+/// Blocks written home between two commits. Tests take few, so that commits come in between in small journals too.
+const SLICE_BLOCKS: usize = if cfg!(test) { 16 } else { 256 };
 /// Bytes of one write at most: neighbours are merged, at the price of a copy.
 const RUN_BYTES: usize = 1 << 20;
 

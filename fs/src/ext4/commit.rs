@@ -106,9 +106,6 @@ impl Core {
 
     /// A write or a flush has failed: nothing may be changed or promised any more. Gives who waits.
     pub(super) fn latch(&mut self, why: &str) -> Vec<SyncDone> {
-        if self.commit.failed.is_none() {
-            log::error!("file system latched: {why}");
-        }
         self.commit.failed.get_or_insert_with(|| why.to_owned());
         self.read_only.get_or_insert_with(|| why.to_owned());
         let commit = &mut self.commit;
@@ -130,18 +127,18 @@ impl Ext4 {
             drop(core);
             return done(Ok(epoch));
         }
-        let concerns = |inodes: &FxHashMap<u32, bool>, empty: bool| match inode {
-            None => !empty,
+        let concerns = |inodes: &FxHashMap<u32, bool>| match inode {
+            None => true,
             Some(ino) => inodes.get(&ino.0).is_some_and(|data| *data || !datasync),
         };
-        if concerns(&core.running.inodes, core.running.is_empty()) {
+        if !core.running.is_empty() && concerns(&core.running.inodes) {
             let tid = core.running.tid;
             core.commit.waiters.push((tid, done));
             core.request_commit();
             return;
         }
         let committing = core.commit.committing.as_ref();
-        match committing.filter(|committing| concerns(&committing.inodes, false)).map(|committing| committing.tid) {
+        match committing.filter(|committing| concerns(&committing.inodes)).map(|committing| committing.tid) {
             Some(tid) => core.commit.waiters.push((tid, done)),
             None => {
                 core.commit.flush_waiters.push(done);
@@ -164,7 +161,10 @@ impl Ext4 {
             _ => core.running.tid,
         };
         core.request_commit();
-        while core.commit.committed.is_before(tid) && core.commit.failed.is_none() && core.commit.closed.is_none() {
+        while core.commit.committed.is_before(tid)
+            && core.commit.failed.is_none()
+            && core.commit.closed.is_none()
+        {
             self.progress.wait(core);
         }
         if core.alloc.is_discarding() && core.commit.failed.is_none() {
@@ -234,7 +234,17 @@ pub(super) struct Committer {
 impl Committer {
     pub(super) fn new(core: Arc<Mutex<Core>>, progress: Arc<Condvar>, lun: Arc<Lun>, log: Log) -> Self {
         let last_commit = Instant::now();
-        Self { core, progress, lun, log, round: None, slice_first: false, last_commit, discards_since: None, epoch: None }
+        Self {
+            core,
+            progress,
+            lun,
+            log,
+            round: None,
+            slice_first: false,
+            last_commit,
+            discards_since: None,
+            epoch: None,
+        }
     }
 
     /// The thread's life.
@@ -349,6 +359,7 @@ impl Committer {
         core.commit.journal_blocks.0 = self.log.used();
         let mut failed = Vec::new();
         if let Err(error) = result {
+            log::error!("the file system takes no more changes: {error}");
             failed = core.latch(&error.to_string());
         }
         drop(core);
@@ -450,6 +461,7 @@ impl Committer {
         let mut blocks = closed.blocks;
         blocks.sort_unstable_by_key(|(block, _)| *block);
         if self.abandoned() {
+            answer_all(closed.flush_waiters, &Err(FsError::Latched("dropped without being closed".into())));
             return Ok(());
         }
         let written = self.log.write_transaction(&blocks, &closed.revoked);
@@ -472,8 +484,9 @@ impl Committer {
             commit.committed = closed.tid;
             commit.committing = None;
             commit.commits += 1;
-            let (ready, rest) =
-                std::mem::take(&mut commit.waiters).into_iter().partition(|(tid, _)| !closed.tid.is_before(*tid));
+            let (ready, rest) = std::mem::take(&mut commit.waiters)
+                .into_iter()
+                .partition(|(tid, _)| !closed.tid.is_before(*tid));
             commit.waiters = rest;
             let ready: Vec<(Tid, SyncDone)> = ready;
             ready

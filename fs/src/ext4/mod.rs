@@ -25,7 +25,14 @@ mod mount;
 mod namespace;
 mod orphan;
 mod superblock;
+#[cfg(test)]
+mod test_images;
 mod tx;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod test_support;
 mod xattr;
 
 use crate::image::Lun;

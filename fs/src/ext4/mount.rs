@@ -50,7 +50,8 @@ fn read_superblock(lun: &Lun) -> Result<Vec<u8>> {
 fn new_core(lun: &Arc<Lun>, raw: &[u8]) -> Result<Core> {
     let geometry = Arc::new(Geometry::parse(raw)?);
     if geometry.block_count.saturating_mul(u64::from(geometry.block_size)) > lun.size_bytes() {
-        let what = format!("superblock: {} blocks in an image of {} bytes", geometry.block_count, lun.size_bytes());
+        let what =
+            format!("superblock: {} blocks in an image of {} bytes", geometry.block_count, lun.size_bytes());
         return Err(FsError::corrupt(what, None, None));
     }
     Ok(Core {
@@ -123,7 +124,11 @@ impl Ext4 {
             core,
             progress,
             data_locks: DataLocks::default(),
-            thread: Thread { id: handle.thread().id(), handle: Mutex::new(Some(handle)), commands: Mutex::default() },
+            thread: Thread {
+                id: handle.thread().id(),
+                handle: Mutex::new(Some(handle)),
+                commands: Mutex::default(),
+            },
             lun,
             options,
         });
@@ -232,7 +237,12 @@ impl Ext4 {
         let FsError::Corrupt { inode, block, .. } = error else { return };
         let text = error.to_string();
         let now = Instant::now();
-        if core.damage.last.as_ref().is_some_and(|(last, when)| *last == text && now - *when < SAME_DAMAGE_AGAIN) {
+        if core
+            .damage
+            .last
+            .as_ref()
+            .is_some_and(|(last, when)| *last == text && now - *when < SAME_DAMAGE_AGAIN)
+        {
             return;
         }
         log::error!("{text}");
@@ -271,6 +281,7 @@ fn start(committer: Committer, core: Arc<Mutex<Core>>, progress: Arc<Condvar>) -
         };
         let failed = match why {
             Some(why) => {
+                log::warn!("{why}");
                 core.commit.answer.get_or_insert_with(|| Err(FsError::Latched(why.into())));
                 core.latch(why)
             }

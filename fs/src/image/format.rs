@@ -18,8 +18,8 @@ use std::sync::Arc;
 const BLOCK_BYTES: u64 = 4096;
 /// Smallest image: room for the smallest journal, inodes, and some files.
 pub const SIZE_BYTES_MIN: u64 = 16 << 20;
-/// Largest image, by the largest ext4 that e2fsprogs is tested with.
-pub const SIZE_BYTES_MAX: u64 = 1 << 50;
+/// Largest image: more than a host's ext4 or xfs file of ordinary make can be, and its group descriptors fit in 32 MiB.
+pub const SIZE_BYTES_MAX: u64 = 1 << 46;
 /// Inode tables are reserved on the host at once up to this many bytes (an image of about 32 GiB); those of larger images,
 /// of which hardly all will be used, when their inodes are first used.
 const INODE_TABLES_RESERVED_MAX: u64 = 512 << 20;

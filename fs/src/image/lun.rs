@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
 /// Region locks of a mirrored LUN: enough that two requests in flight seldom share one by chance.
@@ -127,12 +127,12 @@ impl Mirror {
         latch.check()?;
         if let Err(error) = change() {
             std::mem::forget(hold);
-            let (offset, length) = match &body {
-                Body::Write { offset, payload, .. } => (*offset, payload.len() as u64),
-                Body::Discard { offset, length } | Body::Check { offset, length, .. } => (*offset, *length),
-                Body::Barrier { .. } | Body::ResyncBegin { .. } | Body::ResyncEnd => (0, 0),
+            let (action, offset, length) = match &body {
+                Body::Write { offset, payload, .. } => ("write", *offset, payload.len() as u64),
+                Body::Discard { offset, length } => ("discard", *offset, *length),
+                _ => ("request", 0, 0),
             };
-            return Err(latch.close("write", offset, length, error));
+            return Err(latch.close(action, offset, length, error));
         }
         Ok(self.log.append(self.id, origin, body))
     }
@@ -355,15 +355,32 @@ impl Lun {
         }
     }
 
+    /// What the mirror log reads regions through. It does not keep the LUN alive: the LUN keeps the log.
+    #[must_use]
+    pub fn region_source(self: &Arc<Self>) -> Arc<dyn RegionSource> {
+        Arc::new(Source(Arc::downgrade(self)))
+    }
+
     fn check_request(&self, offset: u64, length: u64) -> io::Result<()> {
         check_range(self.size_bytes, offset, length)?;
-        if length == 0 || offset % 512 != 0 || length % 512 != 0 {
+        if length == 0 || !offset.is_multiple_of(512) || !length.is_multiple_of(512) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("a request of {length} bytes at {offset} is not made of whole sectors"),
             ));
         }
         self.latch.check()
+    }
+}
+
+struct Source(Weak<Lun>);
+
+impl RegionSource for Source {
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<()> {
+        match self.0.upgrade() {
+            Some(lun) => lun.resync_region(region, skip_holes),
+            None => Err(io::Error::other("the image is closed")),
+        }
     }
 }
 

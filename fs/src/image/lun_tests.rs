@@ -49,12 +49,12 @@ fn a_request_that_is_not_made_of_whole_sectors_inside_the_file_system_changes_no
 
 use super::super::backing::FileBacking;
 use super::super::fault::{FaultBacking, Faults, Operation};
-use mirrorfs_journal::log::{LogConfig, LogLun};
+use mirrorfs_journal::log::{LogConfig, LogLun, Next, PeerLun};
 use mirrorfs_journal::{Generation, Incarnation, LunUuid, MirrorRequest};
 use tempfile::TempDir;
 
 struct Mirrored {
-    _dir: TempDir,
+    dir: TempDir,
     log: Arc<MirrorLog>,
     lun: Arc<Lun>,
     faults: Faults,
@@ -63,28 +63,32 @@ struct Mirrored {
 const ID: LunId = LunId(0);
 const SIZE: u64 = 4 * REGION_BYTES + 8192;
 
-fn mirrored_over(backing: Arc<dyn Backing>) -> Mirrored {
-    let dir = tempfile::tempdir().unwrap();
-    let log = MirrorLog::open(LogConfig {
+fn open_log(dir: &TempDir, size_bytes: u64, incarnation: u32, clean: bool) -> Arc<MirrorLog> {
+    MirrorLog::open(LogConfig {
         dir: dir.path().join("queue"),
         memory_bytes_max: 64 << 20,
         queue_bytes_max: None,
-        incarnation: Incarnation(1),
+        incarnation: Incarnation(incarnation),
         luns: vec![LogLun {
             id: ID,
             uuid: LunUuid([1; 16]),
             generation: Generation(1),
             name: "data".into(),
-            size_bytes: backing.size_bytes(),
+            size_bytes,
             durable_epoch: Epoch(0),
-            clean: true,
+            clean,
             all_regions: false,
         }],
     })
-    .unwrap();
+    .unwrap()
+}
+
+fn mirrored_over(backing: Arc<dyn Backing>) -> Mirrored {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(&dir, backing.size_bytes(), 1, true);
     let faults = Faults::new(1);
     let lun = Lun::new(Arc::new(FaultBacking::new(backing, faults.clone())), Some((ID, Arc::clone(&log))));
-    Mirrored { _dir: dir, log, lun, faults }
+    Mirrored { dir, log, lun, faults }
 }
 
 fn mirrored() -> Mirrored {
@@ -112,6 +116,34 @@ fn replay(log: &MirrorLog) -> Vec<u8> {
         }
     }
     image
+}
+
+/// A session with a new mirror up to the end of its resync; returns what the mirror then holds.
+fn first_sync(log: &MirrorLog, lun: &Arc<Lun>, meanwhile: impl FnOnce()) -> Vec<u8> {
+    log.set_region_source(ID, lun.region_source());
+    let peer = PeerLun { id: ID, durable_epoch: Epoch(0), resyncing: true, created: true };
+    log.begin_session(&[peer]).unwrap();
+    meanwhile();
+    let mut mirror = vec![0; lun.size_bytes() as usize];
+    let mut end = None;
+    loop {
+        let Next::Request(request) = log.next(std::time::Duration::from_secs(20)) else { panic!() };
+        match &request.body {
+            Body::Write { offset, payload, .. } => {
+                mirror[*offset as usize..*offset as usize + payload.len()].copy_from_slice(payload);
+            }
+            Body::Discard { offset, length } => mirror[*offset as usize..(offset + length) as usize].fill(0),
+            Body::Barrier { .. } => {
+                log.durable(request.epoch);
+                if end.is_some_and(|end| end <= request.epoch) {
+                    return mirror;
+                }
+            }
+            Body::ResyncEnd => end = Some(request.epoch),
+            Body::ResyncBegin { .. } => {}
+            Body::Check { .. } => panic!("{request:?}"),
+        }
+    }
 }
 
 #[test]
@@ -193,6 +225,21 @@ fn a_failed_write_is_not_logged_and_latches() {
 }
 
 #[test]
+fn the_region_of_a_failed_write_is_still_marked_at_the_next_mount() {
+    let size = 40 * REGION_BYTES;
+    let Mirrored { dir, log, lun, faults } = mirrored_over(Arc::new(MemoryBacking::new(size)));
+    first_sync(&log, &lun, || ());
+    log.end_session();
+    faults.fail_nth(Operation::Write, 0, libc::EIO);
+    lun.write(20 * REGION_BYTES, Bytes::from(vec![1; 512]), Origin::Metadata).unwrap_err();
+    // The others of its run of 16 are cleared; this one is held.
+    log.close();
+    drop((lun, log));
+    let log = open_log(&dir, size, 2, false);
+    assert_eq!(log.status().marked_regions, 1);
+}
+
+#[test]
 fn a_failed_sync_latches() {
     for mirrored in [true, false] {
         let faults = Faults::new(1);
@@ -256,6 +303,9 @@ fn a_region_is_resynced_as_data_and_holes() {
     backing.write_at(REGION_BYTES + 65_536, &vec![3; 300 << 10]).unwrap();
     backing.write_at(4 * REGION_BYTES + 4096, &[4; 4096]).unwrap();
     let Mirrored { log, lun, .. } = mirrored_over(backing);
+    // Resync entries live in a session only.
+    let peer = PeerLun { id: ID, durable_epoch: Epoch(0), resyncing: false, created: false };
+    log.begin_session(&[peer]).unwrap();
     let ranges = || {
         let ranges = changes(&log).into_iter().map(|request| {
             assert_eq!(request.origin, Origin::Resync);
@@ -280,4 +330,20 @@ fn a_region_is_resynced_as_data_and_holes() {
     let mut image = vec![0; SIZE as usize];
     lun.read(0, &mut image).unwrap();
     assert_eq!(replay(&log), image);
+}
+
+#[test]
+fn a_new_mirror_gets_all_data_through_the_log_and_the_lun_goes_when_it_is_dropped() {
+    let memory = Arc::new(MemoryBacking::new(SIZE));
+    memory.write_at(REGION_BYTES - 4096, &[3; 8192]).unwrap();
+    memory.write_at(SIZE - 4096, &[4; 4096]).unwrap();
+    let Mirrored { log, lun, dir: _dir, .. } = mirrored_over(memory.clone());
+    let mirror = first_sync(&log, &lun, || {
+        lun.write(2 * REGION_BYTES, Bytes::from(vec![5; 4096]), Origin::File(12)).unwrap();
+    });
+    assert_eq!(mirror, memory.to_bytes());
+    let gone = Arc::downgrade(&lun);
+    log.close();
+    drop(lun);
+    assert!(gone.upgrade().is_none(), "the log does not keep the image locked");
 }

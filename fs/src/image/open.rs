@@ -2,6 +2,7 @@
 
 use super::error::ImageError;
 use super::file::FileBacking;
+use super::format::SIZE_BYTES_MAX;
 use super::generation::{Generations, random_bytes};
 use super::label::{LABEL_BYTES, Label, Role, State, check_name};
 use super::lock;
@@ -307,37 +308,10 @@ impl Image {
     /// An impossible size; the system's.
     pub fn resize_mirror(&mut self, size_bytes: u64) -> Result<(), ImageError> {
         check_size(size_bytes)?;
-        let slot = self.slot.get_mut();
-        let (old_size, old_offset, serial) = (slot.label().size_bytes, slot.offset(), slot.serial());
-        let offset = offset_for(size_bytes);
-        if (old_size, old_offset) == (size_bytes, offset) {
-            return Ok(());
-        }
-        let (file, mut label) = (&self.file, slot.label().clone());
-        let resize = || {
-            if size_bytes >= old_size {
-                // The old pair's place becomes part of the file system: zeros, before the label says so.
-                let mut new = LabelSlot::append(file, offset.max(old_offset), serial, label.clone())?;
-                file.write_all_at(
-                    &vec![0; (offset - offset_for(old_size)).min(LABEL_BYTES) as usize],
-                    offset_for(old_size),
-                )?;
-                file.sync_data()?;
-                label.size_bytes = size_bytes;
-                new.store(label)?;
-                new.sync()?;
-                Ok(new)
-            } else {
-                label.size_bytes = size_bytes;
-                let new = LabelSlot::append(file, offset, serial, label)?;
-                file.set_len(offset + LABEL_BYTES)?;
-                file.sync_all()?;
-                Ok(new)
-            }
-        };
-        *slot = resize().map_err(ImageError::io("resize", &self.path))?;
-        let backing = FileBacking::new(Arc::clone(&self.file), size_bytes);
-        self.backing = Arc::new(backing.map_err(ImageError::io("open", &self.path))?);
+        let (path, file) = (&self.path, &self.file);
+        resize(file, self.slot.get_mut(), size_bytes).map_err(ImageError::io("resize", path))?;
+        let backing = FileBacking::new(Arc::clone(file), size_bytes);
+        self.backing = Arc::new(backing.map_err(ImageError::io("open", path))?);
         Ok(())
     }
 
@@ -356,8 +330,12 @@ impl Image {
                 label.state = State::Clean;
             }
             label.durable_epoch = durable_epoch.unwrap_or(label.durable_epoch);
-            // A mirror that was never in sync may hold no superblock yet.
-            label.closed = Superblock::read(&self.file, &self.path).ok().map(|now| digest(&now, &metadata));
+            label.closed = match Superblock::read(&self.file, &self.path) {
+                Ok(now) => Some(digest(&now, &metadata)),
+                // A mirror that was never in sync may hold no superblock yet.
+                Err(_) if label.role == Role::Mirror => None,
+                Err(error) => return Err(io::Error::other(error)),
+            };
             slot.store(label)?;
             set_modified(&self.file, &metadata)?;
             self.file.sync_all()
@@ -409,9 +387,41 @@ fn open_locked(path: &Path, wait: Duration) -> Result<Arc<File>, ImageError> {
     }
 }
 
+/// Moves the label behind the new end; at each instant a valid label is the last of the file.
+fn resize(file: &Arc<File>, slot: &mut LabelSlot, size_bytes: u64) -> io::Result<()> {
+    let (old_size, old_offset, offset) = (slot.label().size_bytes, slot.offset(), offset_for(size_bytes));
+    let zero = |from: u64, to: u64| match to.checked_sub(from) {
+        Some(length) if length > 0 => file.write_all_at(&vec![0; length.min(LABEL_BYTES) as usize], from),
+        _ => Ok(()),
+    };
+    let mut label = slot.label().clone();
+    if offset > old_offset {
+        *slot = LabelSlot::append(file, offset, slot.serial(), label.clone())?;
+        zero(old_offset, offset)?;
+    }
+    if size_bytes > old_size {
+        // Where the label was before, also if an earlier growth was interrupted, there is file system now: zeros, durable
+        // before the label says so.
+        zero(offset_for(old_size), offset.min(slot.offset()))?;
+        file.sync_data()?;
+    }
+    label.size_bytes = size_bytes;
+    if offset < slot.offset() {
+        zero(size_bytes, offset)?;
+        *slot = LabelSlot::append(file, offset, slot.serial(), label)?;
+        file.set_len(offset + LABEL_BYTES)?;
+        file.sync_all()
+    } else if label.size_bytes != old_size {
+        slot.store(label)?;
+        slot.sync()
+    } else {
+        Ok(())
+    }
+}
+
 fn check_size(size_bytes: u64) -> Result<(), ImageError> {
-    if size_bytes == 0 || size_bytes % 512 != 0 || size_bytes > super::format::SIZE_BYTES_MAX {
-        let why = "a mirror image has whole sectors and at most 1024 TiB".to_owned();
+    if size_bytes == 0 || !size_bytes.is_multiple_of(512) || size_bytes > SIZE_BYTES_MAX {
+        let why = format!("a mirror image has whole sectors and at most {} TiB", SIZE_BYTES_MAX >> 40);
         return Err(ImageError::Size { size_bytes, why });
     }
     Ok(())

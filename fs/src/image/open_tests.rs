@@ -14,8 +14,9 @@ fn dir() -> TempDir {
     tempfile::Builder::new().tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
+/// With patience: a child that another test has forked and that has not yet reached its exec holds our locks too.
 fn options(role: Role) -> OpenOptions {
-    OpenOptions { role, name: "data".into(), lock_wait: Duration::ZERO }
+    OpenOptions { role, name: "data".into(), lock_wait: Duration::from_secs(20) }
 }
 
 fn make(dir: &TempDir) -> PathBuf {
@@ -231,13 +232,46 @@ fn a_second_open_is_refused_with_the_holder_and_the_lock_lives_as_long_as_the_ba
     let dir = dir();
     let path = make(&dir);
     let image = open_primary(&path);
-    let text = refused(&path, Role::Primary).to_string();
+    let at_once = OpenOptions { lock_wait: Duration::ZERO, ..options(Role::Primary) };
+    let text = Image::open(&path, &at_once).map(|_| ()).unwrap_err().to_string();
     assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
     let backing = image.backing();
     image.close_clean(None).unwrap();
-    assert!(matches!(refused(&path, Role::Primary), ImageError::Locked { .. }));
+    assert!(matches!(Image::open(&path, &at_once), Err(ImageError::Locked { .. })));
     drop(backing);
     open_primary(&path);
+}
+
+struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None` where loop devices can't be attached (not root, a container without them).
+    fn attach(path: &Path, arguments: &[&str]) -> Option<Self> {
+        let all = [&["-f", "--show"], arguments, &[path.to_str()?]].concat();
+        let output = Command::new("/usr/sbin/losetup").args(all).output().ok()?;
+        output.status.success().then(|| Self(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("/usr/sbin/losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn an_image_on_a_writable_loop_device_is_refused_by_the_device() {
+    let dir = dir();
+    let path = make(&dir);
+    let Some(device) = LoopDevice::attach(&path, &["-r"]) else {
+        eprintln!("no loop devices here: not tested");
+        return;
+    };
+    drop(open_primary(&path));
+    drop(device);
+    let Some(device) = LoopDevice::attach(&path, &[]) else { return };
+    let text = refused(&path, Role::Primary).to_string();
+    assert!(text.contains(&format!("losetup -d {}", device.0)), "{text}");
 }
 
 #[test]
@@ -331,6 +365,33 @@ fn a_mirror_follows_the_size_and_what_it_gains_is_zeros() {
     image.sync_epoch(Epoch(3)).unwrap();
     drop(image);
     assert_eq!(Image::open(&path, &options(Role::Mirror)).unwrap().label().durable_epoch, Epoch(3));
+}
+
+#[test]
+fn an_interrupted_change_of_size_is_taken_up_again() {
+    let dir = dir();
+    let path = dir.path().join("data.img");
+    drop(Image::create_mirror(&path, "data", LunUuid([5; 16]), 20 * MIB).unwrap());
+    let file = Arc::new(File::options().read(true).write(true).open(&path).unwrap());
+    let slot = LabelSlot::find(&file, &path).unwrap().unwrap();
+    // Grown: the pair is behind the new end, with the old size; the old pair is still there.
+    drop(LabelSlot::append(&file, 30 * MIB, slot.serial(), slot.label().clone()).unwrap());
+    let mut image = Image::open(&path, &options(Role::Mirror)).unwrap();
+    assert_eq!(image.size_bytes(), 20 * MIB);
+    image.resize_mirror(30 * MIB).unwrap();
+    let mut gained = vec![1; 10 * MIB as usize];
+    image.backing().read_at(20 * MIB, &mut gained).unwrap();
+    assert!(gained.iter().all(|byte| *byte == 0));
+    assert_eq!(read_label(&path).unwrap().unwrap().size_bytes, 30 * MIB);
+    drop(image);
+    // Shrunk: the pair is behind the new end, with the new size; the file is not yet cut.
+    let slot = LabelSlot::find(&file, &path).unwrap().unwrap();
+    let shrunk = Label { size_bytes: 30 * MIB - 4096, ..slot.label().clone() };
+    drop(LabelSlot::append(&file, 30 * MIB - 4096, slot.serial(), shrunk).unwrap());
+    let mut image = Image::open(&path, &options(Role::Mirror)).unwrap();
+    image.resize_mirror(30 * MIB - 4096).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 30 * MIB - 4096 + LABEL_BYTES);
+    assert_eq!(read_label(&path).unwrap().unwrap().size_bytes, 30 * MIB - 4096);
 }
 
 #[test]

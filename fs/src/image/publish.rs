@@ -70,10 +70,10 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.published {
-            if let Err(error) = fs::remove_file(&self.path) {
-                log::warn!("{} is left behind: {error}", self.path.display());
-            }
+        if !self.published
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("{} is left behind: {error}", self.path.display());
         }
     }
 }

@@ -100,3 +100,63 @@ impl LabelSlot {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use mirrorfs_journal::{Epoch, LunUuid};
+
+    const PLACE: u64 = 1 << 20;
+
+    fn pair(file: &File) -> [u8; 2 * COPY_BYTES] {
+        let mut pair = [0; 2 * COPY_BYTES];
+        file.read_exact_at(&mut pair, PLACE).unwrap();
+        pair
+    }
+
+    /// The story: a mirror writes its label after each sync. Whatever of the last write a power cut leaves, the label
+    /// must be the one that was durable or the one that was being written.
+    #[test]
+    fn no_power_cut_loses_the_durable_label() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let file = Arc::new(path.reopen().unwrap());
+        let label = Label::new_mirror(LunUuid([1; 16]), "data".into(), PLACE);
+        let mut slot = LabelSlot::append(&file, PLACE, 0, label.clone()).unwrap();
+        let mut durable = pair(&file);
+        let crashed = tempfile::NamedTempFile::new().unwrap();
+        let crashed_file = Arc::new(crashed.reopen().unwrap());
+        for epoch in 1..=20 {
+            let before = slot.label().durable_epoch;
+            if epoch % 3 == 0 {
+                slot.sync().unwrap();
+            }
+            // Durable by that sync, or by the one that the next store must do first.
+            let synced = pair(&file);
+            slot.store(Label { durable_epoch: Epoch(epoch), ..label.clone() }).unwrap();
+            let now = pair(&file);
+            let changed = (0..2).filter(|copy| {
+                let range = copy * COPY_BYTES..(copy + 1) * COPY_BYTES;
+                now[range.clone()] != synced[range]
+            });
+            assert_eq!(changed.count(), 1, "one copy at a time");
+            for sectors in 0..=2 * COPY_BYTES / 512 {
+                for (old, new) in [(&durable, &synced), (&synced, &now)] {
+                    let mut torn = *old;
+                    torn[..sectors * 512].copy_from_slice(&new[..sectors * 512]);
+                    crashed_file.write_all_at(&torn, PLACE).unwrap();
+                    let found = LabelSlot::find(&crashed_file, crashed.path()).unwrap().unwrap();
+                    let epochs = [before.0.saturating_sub(1), before.0, epoch];
+                    assert!(
+                        epochs.contains(&found.label().durable_epoch.0),
+                        "epoch {epoch}, {sectors} sectors"
+                    );
+                    if old == &synced {
+                        assert!(found.label().durable_epoch >= before);
+                    }
+                }
+            }
+            durable = synced;
+        }
+    }
+}

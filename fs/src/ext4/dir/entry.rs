@@ -91,6 +91,7 @@ impl Sums {
         if let Some(seed) = self.seed {
             if le32(block, end) != 0
                 || le16(block, end + 4) != TAIL_BYTES as u16
+                || block[end + 6] != 0
                 || block[end + 7] != TAIL_KIND
             {
                 return Err(bad("no checksum record (e2fsck -D makes room for it)".into()));

@@ -25,7 +25,7 @@ pub(super) fn superblock_matches(raw: &[u8]) -> bool {
 }
 
 /// Sets the superblock's checksum.
-pub(super) fn seal_superblock(raw: &mut [u8]) {
+pub(in crate::ext4) fn seal_superblock(raw: &mut [u8]) {
     let sum = without(!0, raw, SUPERBLOCK_CHECKSUM);
     put_be32(raw, SUPERBLOCK_CHECKSUM, sum);
 }

@@ -88,18 +88,22 @@ impl JournalSuperblock {
             return corrupt("no magic (make a new journal with tune2fs -O ^has_journal, then -j)".into());
         }
         if kind == SUPERBLOCK_V1 {
-            return Err(FsError::Unsupported("journal superblock of version 1 (run e2fsck, which renews it)".into()));
+            return Err(FsError::Unsupported(
+                "journal superblock of version 1 (run e2fsck, which renews it)".into(),
+            ));
         }
         let found = Self { raw };
         let incompat = found.field(at::INCOMPAT);
-        let refuse = |name: &str| Err(FsError::Unsupported(format!("journal feature {name} is not supported")));
+        let refuse =
+            |name: &str| Err(FsError::Unsupported(format!("journal feature {name} is not supported")));
         if incompat & INCOMPAT_ASYNC_COMMIT != 0 {
             return refuse("async_commit");
         }
         if incompat & INCOMPAT_FAST_COMMIT != 0 && found.start() != 0 {
             return refuse("fast_commit, in a journal that has not been replayed (run e2fsck),");
         }
-        let known = INCOMPAT_REVOKE | INCOMPAT_64BIT | INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3 | INCOMPAT_FAST_COMMIT;
+        let known =
+            INCOMPAT_REVOKE | INCOMPAT_64BIT | INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3 | INCOMPAT_FAST_COMMIT;
         if incompat & !known != 0 || found.field(at::RO_COMPAT) != 0 {
             return refuse(&format!("bits {:#x}/{:#x}", incompat & !known, found.field(at::RO_COMPAT)));
         }
@@ -142,7 +146,10 @@ impl JournalSuperblock {
     }
     /// Block behind the log (fast commit blocks are behind it).
     pub(super) fn end(&self) -> u32 {
-        let reserved = match (self.field(at::INCOMPAT) & INCOMPAT_FAST_COMMIT != 0, self.field(at::FAST_COMMIT_BLOCKS)) {
+        let reserved = match (
+            self.field(at::INCOMPAT) & INCOMPAT_FAST_COMMIT != 0,
+            self.field(at::FAST_COMMIT_BLOCKS),
+        ) {
             (false, _) => 0,
             (true, 0) => FAST_COMMIT_BLOCKS,
             (true, count) => count,
@@ -434,7 +441,8 @@ mod tests {
     fn a_full_revoke_block_reads_back() {
         for format in forms() {
             let mut raw = vec![0; format.block_size];
-            let blocks: Vec<u64> = (0..format.revokes_max() as u64).map(|n| n << if format.wide { 33 } else { 3 }).collect();
+            let blocks: Vec<u64> =
+                (0..format.revokes_max() as u64).map(|n| n << if format.wide { 33 } else { 3 }).collect();
             format.put_revokes(&mut raw, Tid(3), &blocks);
             assert!(format.tail_matches(&raw));
             assert_eq!(format.revoked(&raw), Some(blocks));

@@ -84,7 +84,10 @@ impl Log {
                 recovered.transactions = scan.transactions;
                 log.lun.flush()?;
             } else {
-                log::warn!("needs_recovery is not set: {} transactions in the journal are dropped", scan.transactions);
+                log::warn!(
+                    "needs_recovery is not set: {} transactions in the journal are dropped",
+                    scan.transactions
+                );
             }
             // The transaction that did not make it may have left blocks of its own number.
             log.next = scan.end.next();
@@ -144,8 +147,15 @@ impl Log {
     ///
     /// # Errors
     /// I/O errors.
-    pub(in crate::ext4) fn write_transaction(&mut self, blocks: &[(u64, BlockData)], revoked: &[u64]) -> Result<()> {
-        assert!(self.has_room(blocks.len(), revoked.len()), "room in the journal was made before the transaction closed");
+    pub(in crate::ext4) fn write_transaction(
+        &mut self,
+        blocks: &[(u64, BlockData)],
+        revoked: &[u64],
+    ) -> Result<()> {
+        assert!(
+            self.has_room(blocks.len(), revoked.len()),
+            "room in the journal was made before the transaction closed"
+        );
         let (size, tid) = (self.format.block_size, self.next);
         self.transactions.push_back((tid, self.head));
         let mut buffer = Vec::new();

@@ -72,7 +72,8 @@ impl LogMap {
 }
 
 fn walk(core: &mut Core, inode: &Inode, node: &[u8], above: Option<u16>, runs: &mut Vec<Run>) -> Result<()> {
-    let corrupt = |what: &str| Err(FsError::corrupt(format!("journal: extent tree: {what}"), Some(inode.ino), None));
+    let corrupt =
+        |what: &str| Err(FsError::corrupt(format!("journal: extent tree: {what}"), Some(inode.ino), None));
     let (entries, depth) = (usize::from(le16(node, 2)), le16(node, 6));
     if le16(node, 0) != EXTENT_MAGIC || ENTRY_BYTES * (entries + 1) > node.len() {
         return corrupt("bad node");

@@ -9,6 +9,8 @@ mod log;
 mod map;
 mod recovery;
 
+#[cfg(test)]
+pub(super) use checksum::seal_superblock;
 pub(super) use log::{Log, Recovered};
 
 #[cfg(test)]

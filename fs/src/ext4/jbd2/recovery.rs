@@ -172,7 +172,10 @@ impl<'a> LogReader<'a> {
                 let format = self.format;
                 let raw = self.read(logged.at)?;
                 if !format.block_matches(&logged.tag, logged.tid, raw) {
-                    let what = format!("journal: wrong checksum of a block of transaction {} (run e2fsck)", logged.tid);
+                    let what = format!(
+                        "journal: wrong checksum of a block of transaction {} (run e2fsck)",
+                        logged.tid
+                    );
                     return Err(FsError::corrupt(what, None, Some(BlockNo(logged.tag.block))));
                 }
                 let start = run.len();

@@ -5,23 +5,22 @@
 //! finds there says exactly what all the others must hold.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "tests_support.rs"]
-mod support;
-
 use super::super::attr::Context;
 use super::super::bytes::{be32, le16, le32, put_be32};
 use super::super::error::FsError;
 use super::super::mount::recover;
+use super::super::test_support::{
+    self as support, Form, Image, Op, Random, Recorder, check_clean, lun_over, masked, replay_by_e2fsck,
+};
 use super::super::types::{BlockNo, InodeNo};
 use super::super::{Ext4, Options};
-use crate::image::{Backing, Lun};
+use crate::image::Lun;
 use bytes::Bytes;
 use mirrorfs_journal::Origin;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use support::{Form, Image, Op, Random, Recorder, check_clean, lun_over, masked, replay_by_e2fsck};
 
 const WAIT: Context = Context { uid: 0, gid: 0, may_block: true };
 const NO_WAIT: Context = Context { uid: 0, gid: 0, may_block: false };
@@ -73,14 +72,20 @@ impl Model {
         // Not written yet: the file's first content.
         let found = if found as usize >= self.states.len() { 0 } else { found };
         let least = self.acknowledged_at(operations);
-        assert!(found >= least, "recovered state {found}, but {least} was acknowledged (operation {operations})");
+        assert!(
+            found >= least,
+            "recovered state {found}, but {least} was acknowledged (operation {operations})"
+        );
         for (number, expected) in &self.states[found as usize] {
             match expected {
                 Expected::Logged(raw) => {
                     assert!(block(*number) == raw, "block {number} in state {found}, operation {operations}");
                 }
                 Expected::Data(raw, certain) if *certain <= operations => {
-                    assert!(block(*number) == raw, "data of block {number} in state {found}, operation {operations}");
+                    assert!(
+                        block(*number) == raw,
+                        "data of block {number} in state {found}, operation {operations}"
+                    );
                 }
                 Expected::Data(..) => {}
             }
@@ -179,7 +184,8 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
     let ext4 = open(&lun_over(recorder.clone()));
     let model = work(ext4, &recorder, &image, seed, transactions);
     let operations = recorder.operations();
-    let barriers: Vec<usize> = (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
+    let barriers: Vec<usize> =
+        (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
     let mut random = Random(seed ^ 0xABCD);
     let mut bytes = image.bytes.clone();
     let mut done = 0;
@@ -204,17 +210,23 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
         model.check(&ours, image.block_size, counter, *barrier);
         if index % barriers.len().div_ceil(judged) == 0 {
             let theirs = replay_by_e2fsck(&crashed);
-            assert!(masked(&ours, &image) == masked(&theirs, &image), "recovery differs from e2fsck's at {barrier}");
+            assert!(
+                masked(&ours, &image) == masked(&theirs, &image),
+                "recovery differs from e2fsck's at {barrier}"
+            );
             check_clean(&ours);
         }
     }
-    let logged: usize = operations
-        .iter()
-        .map(|op| match op {
-            Op::Write(offset, raw) if image.is_journal(*offset) => raw.len() / image.block_size,
-            _ => 0,
-        })
-        .sum();
+    let mut logged = 0;
+    for op in &operations {
+        let Op::Write(offset, raw) = op else { continue };
+        if image.is_journal(*offset) {
+            logged += raw.len() / image.block_size;
+            // What is logged never looks like one of the journal's own blocks.
+            let own = raw.chunks(image.block_size).filter_map(super::format::header);
+            assert!(own.into_iter().all(|(kind, _)| kind <= 5), "a logged block was not escaped");
+        }
+    }
     assert!(logged > 1024 + 200, "{logged} blocks: the log never wrapped around");
     assert!(replays > 0, "no crash needed recovery");
     assert!(barriers.len() > 20, "{} barriers", barriers.len());
@@ -227,7 +239,11 @@ fn crashes_leave_what_was_acknowledged_4k_csum_v3() {
 
 #[test]
 fn crashes_leave_what_was_acknowledged_1k_no_checksums() {
-    let form = Form { block_size: 1024, features: "extent,has_journal,ext_attr,dir_index,filetype", ..Form::default() };
+    let form = Form {
+        block_size: 1024,
+        features: "extent,has_journal,ext_attr,dir_index,filetype",
+        ..Form::default()
+    };
     crash_everywhere(&form, 2, 160, 8);
 }
 
@@ -259,7 +275,8 @@ fn a_full_journal_makes_room_and_never_hangs() {
                         let context = if round % 2 == 0 { WAIT } else { NO_WAIT };
                         let operation = |tx: &mut super::super::tx::Tx<'_>| {
                             for index in 0..50 {
-                                let block = image.data_blocks[thread * 200 + (round as usize * 13 + index) % 200];
+                                let block =
+                                    image.data_blocks[thread * 200 + (round as usize * 13 + index) % 200];
                                 tx.modify(BlockNo(block))?.fill(round as u8);
                             }
                             Ok(())
@@ -312,7 +329,8 @@ fn a_sync_costs_two_writes_and_two_flushes() {
     ext4.sync(Some(InodeNo(20)), true, Box::new(move |outcome| sender.send(outcome).unwrap()));
     receiver.recv().unwrap().unwrap();
     let operations = recorder.operations().split_off(before);
-    let lengths: Vec<usize> = operations.iter().map(|op| if let Op::Write(_, raw) = op { raw.len() } else { 0 }).collect();
+    let lengths: Vec<usize> =
+        operations.iter().map(|op| if let Op::Write(_, raw) = op { raw.len() } else { 0 }).collect();
     assert_eq!(lengths, [5 * 4096, 0, 4096, 0]);
     // Nothing of this inode runs: a flush is enough.
     for (inode, datasync) in [(20, false), (77, true)] {
@@ -541,7 +559,10 @@ fn damage_in_the_log_is_told_from_its_end() {
 /// A journal that the kernel has left in the middle of work.
 #[test]
 fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
-    for form in [Form::default(), Form { block_size: 1024, features: "extent,has_journal,filetype", ..Form::default() }] {
+    for form in [
+        Form::default(),
+        Form { block_size: 1024, features: "extent,has_journal,filetype", ..Form::default() },
+    ] {
         let image = Image::make(&form);
         let Some(crashed) = support::left_by_kernel(&image) else { return };
         let lun = lun_over(Recorder::over(&crashed));
@@ -566,4 +587,32 @@ fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
         let ours = support::bytes_of(&lun);
         assert!(masked(&ours, &image) == masked(&replay_by_e2fsck(&bytes), &image));
     }
+}
+
+/// Whatever the journal holds, opening ends with a result.
+#[test]
+fn damaged_journals_never_panic() {
+    let features = "extent,has_journal,ext_attr,dir_index,filetype";
+    let (mut replayed, mut refused) = (0, 0);
+    for form in [Form { block_size: 1024, features, ..Form::default() }, Form::default()] {
+        let image = Image::make(&form);
+        let recorder = Recorder::over(&image.bytes);
+        work(open(&lun_over(recorder.clone())), &recorder, &image, 5, 25);
+        let crashed = recorder.bytes();
+        for seed in 0..60 {
+            let mut random = Random(seed);
+            let mut bytes = crashed.clone();
+            // Mostly among the first blocks, where superblock, descriptors and revoke blocks are.
+            for _ in 0..1 + random.below(12) {
+                let block = random.below(60).min(random.below(60));
+                let inside = random.below(1024).min(random.below(1024));
+                bytes[(image.journal_block as usize + block) * image.block_size + inside] = random.next() as u8;
+            }
+            match recover(&lun_over(Recorder::over(&bytes))) {
+                Ok(_) => replayed += 1,
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(replayed > 5 && refused > 5, "{replayed} replayed, {refused} refused");
 }

@@ -110,7 +110,7 @@ impl Ext4 {
 impl Tx<'_> {
     /// Makes an inode below `dir`, with contents, ACLs and link count, but no name yet. A directory counts as `dir`'s link.
     /// The caller puts both.
-    fn make_inode(
+    pub(super) fn make_inode(
         &mut self,
         dir: &mut Inode,
         node: NewNode<'_>,

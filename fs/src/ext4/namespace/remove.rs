@@ -76,7 +76,7 @@ impl Ext4 {
 }
 
 impl Tx<'_> {
-    fn finish_removal(&mut self, dir: &mut Inode, inode: &mut Inode) -> Result<Attr> {
+    pub(super) fn finish_removal(&mut self, dir: &mut Inode, inode: &mut Inode) -> Result<Attr> {
         let now = Timestamp::now();
         drop_link(self, inode, now)?;
         dir.mtime = now;
@@ -87,7 +87,7 @@ impl Tx<'_> {
     }
 
     /// One handle's part of freeing an inode on the orphan list; true when it is gone.
-    fn evict_step(&mut self, ino: InodeNo) -> Result<bool> {
+    pub(super) fn evict_step(&mut self, ino: InodeNo) -> Result<bool> {
         let mut inode = self.core.inode_raw(ino)?;
         if inode.links > 0 || !self.core.orphans.contains(ino) {
             return Ok(true);

@@ -82,7 +82,7 @@ impl Ext4 {
 }
 
 impl Tx<'_> {
-    fn rename(
+    pub(super) fn rename(
         &mut self,
         from: (InodeNo, &[u8]),
         to: (InodeNo, &[u8]),

@@ -39,7 +39,7 @@ fn structure_blocks(geometry: &Geometry) -> u64 {
 }
 
 impl Core {
-    fn overhead(&mut self) -> Result<u64> {
+    pub(super) fn overhead(&mut self) -> Result<u64> {
         let geometry = self.geometry.clone();
         let (place, offset) = geometry.superblock_place();
         let stored = u64::from(le32(&self.block(place)?, offset + OVERHEAD_AT));

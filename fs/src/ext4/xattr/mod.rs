@@ -318,3 +318,6 @@ impl Ext4 {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

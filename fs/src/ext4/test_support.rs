@@ -11,27 +11,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A small generator of random numbers (SplitMix64), so that a seed says it all.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
     }
-    pub(super) fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 }
 
 /// What mke2fs is to make.
-pub(super) struct Form {
-    pub(super) block_size: usize,
-    pub(super) features: &'static str,
-    pub(super) journal_csum_v2: bool,
-    pub(super) errors: &'static str,
+pub(crate) struct Form {
+    pub(crate) block_size: usize,
+    pub(crate) features: &'static str,
+    pub(crate) journal_csum_v2: bool,
+    pub(crate) errors: &'static str,
 }
 
 impl Default for Form {
@@ -43,13 +43,13 @@ impl Default for Form {
 }
 
 /// A formatted image with one big file.
-pub(super) struct Image {
-    pub(super) bytes: Vec<u8>,
-    pub(super) block_size: usize,
+pub(crate) struct Image {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) block_size: usize,
     /// Blocks of the file.
-    pub(super) data_blocks: Vec<u64>,
+    pub(crate) data_blocks: Vec<u64>,
     /// First block of the journal.
-    pub(super) journal_block: u64,
+    pub(crate) journal_block: u64,
     journal_blocks: Vec<u64>,
 }
 
@@ -62,16 +62,18 @@ fn run(program: &str, arguments: &[&str]) -> (i32, String) {
     let path = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
     let output = Command::new(program).args(arguments).env("PATH", path).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error} (e2fsprogs is needed)"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap_or(-1), text)
 }
 
 impl Image {
-    pub(super) fn make(form: &Form) -> Self {
+    pub(crate) fn make(form: &Form) -> Self {
         let dir = temp_dir();
         let content = dir.path().join("content");
         std::fs::create_dir(&content).unwrap();
-        let file: Vec<u8> = (0..900 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
+        let file: Vec<u8> =
+            (0..900 * form.block_size).map(|at| (at / form.block_size) as u8 | 0x80).collect();
         std::fs::write(content.join("file"), file).unwrap();
         let path = dir.path().join("image");
         let path = path.to_str().unwrap();
@@ -82,8 +84,25 @@ impl Image {
         let (code, text) = run(
             "mke2fs",
             &[
-                "-q", "-F", "-t", "ext4", "-b", &block_size, "-O", &features, "-J", &journal, "-N", "256", "-e", form.errors,
-                "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", content.to_str().unwrap(), path,
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-b",
+                &block_size,
+                "-O",
+                &features,
+                "-J",
+                &journal,
+                "-N",
+                "256",
+                "-e",
+                form.errors,
+                "-E",
+                "lazy_itable_init=0,lazy_journal_init=0",
+                "-d",
+                content.to_str().unwrap(),
+                path,
             ],
         );
         assert_eq!(code, 0, "{text}");
@@ -95,9 +114,9 @@ impl Image {
         let mut bytes = std::fs::read(path).unwrap();
         if form.journal_csum_v2 {
             let raw = &mut bytes[journal_block as usize * form.block_size..][..1024];
-            super::put_be32(raw, 0x28, 0x8);
+            super::bytes::put_be32(raw, 0x28, 0x8);
             raw[0x50] = 4;
-            super::super::checksum::seal_superblock(raw);
+            super::jbd2::seal_superblock(raw);
         }
         // Only blocks that hold the file's content, not its extent blocks.
         let holds = |block: &u64| {
@@ -109,10 +128,10 @@ impl Image {
         Self { bytes, block_size: form.block_size, data_blocks, journal_block, journal_blocks }
     }
 
-    pub(super) fn is_journal(&self, offset: u64) -> bool {
+    pub(crate) fn is_journal(&self, offset: u64) -> bool {
         self.journal_blocks.contains(&(offset / self.block_size as u64))
     }
-    pub(super) fn block(&self, number: u64) -> &[u8] {
+    pub(crate) fn block(&self, number: u64) -> &[u8] {
         &self.bytes[number as usize * self.block_size..][..self.block_size]
     }
 }
@@ -123,14 +142,14 @@ fn numbers(text: &str) -> Vec<u64> {
 
 /// A recorded change.
 #[derive(Clone, Debug)]
-pub(super) enum Op {
+pub(crate) enum Op {
     Write(u64, Vec<u8>),
     Discard(u64, u64),
     Sync,
 }
 
 impl Op {
-    pub(super) fn apply(&self, image: &mut [u8]) {
+    pub(crate) fn apply(&self, image: &mut [u8]) {
         match self {
             Self::Write(offset, raw) => image[*offset as usize..][..raw.len()].copy_from_slice(raw),
             Self::Discard(offset, length) => image[*offset as usize..][..*length as usize].fill(0),
@@ -138,7 +157,7 @@ impl Op {
         }
     }
     /// Each block of it may or may not have reached the disk.
-    pub(super) fn apply_in_part(&self, image: &mut [u8], block_size: usize, random: &mut Random) {
+    pub(crate) fn apply_in_part(&self, image: &mut [u8], block_size: usize, random: &mut Random) {
         if let Self::Write(offset, raw) = self {
             for (index, part) in raw.chunks(block_size).enumerate() {
                 if random.below(2) == 0 {
@@ -158,25 +177,25 @@ struct Recorded {
 
 /// An image in memory that keeps every change in order, and can fail one.
 #[derive(Clone)]
-pub(super) struct Recorder(Arc<(MemoryBacking, Mutex<Recorded>)>);
+pub(crate) struct Recorder(Arc<(MemoryBacking, Mutex<Recorded>)>);
 
 impl Recorder {
-    pub(super) fn over(bytes: &[u8]) -> Self {
+    pub(crate) fn over(bytes: &[u8]) -> Self {
         Self(Arc::new((MemoryBacking::from_bytes(bytes), Mutex::default())))
     }
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.1.lock().operations.len()
     }
-    pub(super) fn operations(&self) -> Vec<Op> {
+    pub(crate) fn operations(&self) -> Vec<Op> {
         self.0.1.lock().operations.clone()
     }
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.0.to_bytes()
     }
-    pub(super) fn fail_at(&self, at: usize) {
+    pub(crate) fn fail_at(&self, at: usize) {
         self.0.1.lock().fail_at = Some(at);
     }
-    pub(super) fn slow_syncs(&self, time: Duration) {
+    pub(crate) fn slow_syncs(&self, time: Duration) {
         self.0.1.lock().sync_time = time;
     }
     fn record(&self, op: Op) -> io::Result<()> {
@@ -217,19 +236,19 @@ impl Backing for Recorder {
     }
 }
 
-pub(super) fn lun_over(recorder: Recorder) -> Arc<Lun> {
+pub(crate) fn lun_over(recorder: Recorder) -> Arc<Lun> {
     Lun::new(Arc::new(recorder), None)
 }
 
 /// All that the LUN holds.
-pub(super) fn bytes_of(lun: &Lun) -> Vec<u8> {
+pub(crate) fn bytes_of(lun: &Lun) -> Vec<u8> {
     let mut bytes = vec![0; lun.size_bytes() as usize];
     lun.read(0, &mut bytes).unwrap();
     bytes
 }
 
 /// The image with the superblock and the journal's own taken out: they hold times, and who has replayed.
-pub(super) fn masked(bytes: &[u8], image: &Image) -> Vec<u8> {
+pub(crate) fn masked(bytes: &[u8], image: &Image) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[1024..2048].fill(0);
     bytes[image.journal_block as usize * image.block_size..][..1024].fill(0);
@@ -237,7 +256,7 @@ pub(super) fn masked(bytes: &[u8], image: &Image) -> Vec<u8> {
 }
 
 /// The image after e2fsck has replayed its journal.
-pub(super) fn replay_by_e2fsck(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn replay_by_e2fsck(bytes: &[u8]) -> Vec<u8> {
     let dir = temp_dir();
     let path = dir.path().join("image");
     std::fs::write(&path, bytes).unwrap();
@@ -248,7 +267,7 @@ pub(super) fn replay_by_e2fsck(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// e2fsck finds nothing.
-pub(super) fn check_clean(bytes: &[u8]) {
+pub(crate) fn check_clean(bytes: &[u8]) {
     let dir = temp_dir();
     let path = dir.path().join("image");
     std::fs::write(&path, bytes).unwrap();
@@ -266,7 +285,7 @@ impl Drop for Mounted {
 }
 
 /// The image as it is while the kernel has it mounted, with work in its journal; `None` where we may not mount.
-pub(super) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
+pub(crate) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
     let dir = temp_dir();
     let (path, at) = (dir.path().join("image"), dir.path().join("mnt"));
     std::fs::write(&path, &image.bytes).unwrap();

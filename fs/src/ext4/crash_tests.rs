@@ -1,0 +1,170 @@
+//! Names made, moved and removed, with a crash at every barrier: what is found afterwards is the tree as it was after some
+//! operation, not before the last one that a sync covered, and e2fsck finds nothing to mend.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::attr::{Context, FileKind, NewNode, RenameMode};
+use super::test_support::{self as support, Form, Image, Op, Random, Recorder, check_clean, lun_over};
+use super::types::InodeNo;
+use super::{Ext4, Options};
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::time::Duration;
+
+const WAIT: Context = Context { uid: 0, gid: 0, may_block: true };
+
+/// Paths and what is there.
+type Tree = BTreeMap<Vec<u8>, (FileKind, Vec<u8>, u32)>;
+
+fn read_tree(ext4: &Ext4) -> Tree {
+    let mut tree = Tree::new();
+    let mut directories = vec![(InodeNo::ROOT, Vec::new())];
+    while let Some((ino, path)) = directories.pop() {
+        for entry in ext4.read_dir(ino, 0).unwrap() {
+            if entry.name == b"." || entry.name == b".." {
+                continue;
+            }
+            let mut full = path.clone();
+            full.push(b'/');
+            full.extend_from_slice(&entry.name);
+            let attr = ext4.getattr(entry.ino).unwrap();
+            let target =
+                if entry.kind == FileKind::Symlink { ext4.readlink(entry.ino).unwrap() } else { Vec::new() };
+            tree.insert(full.clone(), (entry.kind, target, attr.links));
+            if entry.kind == FileKind::Directory {
+                directories.push((entry.ino, full));
+            }
+        }
+    }
+    tree
+}
+
+fn sync(ext4: &Ext4) {
+    let (sender, receiver) = mpsc::channel();
+    ext4.sync(None, false, Box::new(move |outcome| sender.send(outcome).unwrap()));
+    receiver.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
+}
+
+struct Worked {
+    /// The tree after each operation.
+    trees: Vec<Tree>,
+    /// Recorded requests when a sync was answered, and the operations that it covered.
+    acknowledged: Vec<(usize, usize)>,
+}
+
+/// Random operations; the file system is then dropped as by a crash.
+fn work(recorder: &Recorder, seed: u64, operations: usize) -> Worked {
+    let ext4 = Ext4::open(lun_over(recorder.clone()), Options::default()).unwrap();
+    let mut random = Random(seed);
+    let mut worked = Worked { trees: vec![read_tree(&ext4)], acknowledged: Vec::new() };
+    let mut directories = vec![InodeNo::ROOT];
+    let mut unlinked: Vec<InodeNo> = Vec::new();
+    for number in 0..operations {
+        let dir = directories[random.below(directories.len())];
+        let entries: Vec<_> =
+            ext4.read_dir(dir, 0).unwrap().into_iter().filter(|entry| entry.name[0] == b'n').collect();
+        let name = format!("n{number}{}", "x".repeat(random.below(200))).into_bytes();
+        let pick = if entries.is_empty() { None } else { Some(&entries[random.below(entries.len())]) };
+        match (random.below(10), pick) {
+            (0, _) if directories.len() < 12 => {
+                directories.push(ext4.make(WAIT, dir, &name, NewNode::Directory, 0o755, 0).unwrap().ino);
+            }
+            (1, _) => {
+                let target = vec![b't'; 1 + random.below(300)];
+                ext4.make(WAIT, dir, &name, NewNode::Symlink(&target), 0o777, 0).unwrap();
+            }
+            (2, Some(entry)) if entry.kind != FileKind::Directory => {
+                ext4.link(WAIT, entry.ino, dir, &name).unwrap();
+            }
+            (3 | 4, Some(entry)) if entry.kind != FileKind::Directory => {
+                let attr = ext4.unlink(WAIT, dir, &entry.name).unwrap();
+                if attr.links == 0 {
+                    unlinked.push(attr.ino);
+                }
+            }
+            (5, Some(entry)) if entry.kind != FileKind::Directory => {
+                let to = directories[random.below(directories.len())];
+                ext4.rename(WAIT, (dir, &entry.name), (to, &name), RenameMode::Replace).unwrap();
+            }
+            (6, Some(entry)) if entry.kind == FileKind::Directory => {
+                // Emptied first, so that its blocks are freed, revoked and used again.
+                for inner in ext4.read_dir(entry.ino, 0).unwrap() {
+                    if inner.kind != FileKind::Directory {
+                        let attr = ext4.unlink(WAIT, entry.ino, &inner.name).unwrap();
+                        if attr.links == 0 {
+                            unlinked.push(attr.ino);
+                        }
+                        worked.trees.push(read_tree(&ext4));
+                    }
+                }
+                if let Ok(attr) = ext4.rmdir(WAIT, dir, &entry.name) {
+                    directories.retain(|ino| *ino != attr.ino);
+                    unlinked.push(attr.ino);
+                }
+            }
+            _ => {
+                ext4.make(WAIT, dir, &name, NewNode::Regular, 0o644, 0).unwrap();
+            }
+        }
+        worked.trees.push(read_tree(&ext4));
+        if random.below(3) == 0 && !unlinked.is_empty() {
+            let ino = unlinked.swap_remove(random.below(unlinked.len()));
+            ext4.evict(WAIT, ino).unwrap();
+        }
+        if random.below(6) == 0 {
+            sync(&ext4);
+            worked.acknowledged.push((recorder.len(), worked.trees.len() - 1));
+        }
+    }
+    drop(ext4);
+    worked
+}
+
+fn crash_everywhere(form: &Form, seed: u64, count: usize, judged: usize) {
+    let image = Image::make(form);
+    let recorder = Recorder::over(&image.bytes);
+    let worked = work(&recorder, seed, count);
+    let operations = recorder.operations();
+    let barriers: Vec<usize> =
+        (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
+    let mut random = Random(seed ^ 0x55);
+    let mut bytes = image.bytes.clone();
+    let mut done = 0;
+    for (index, barrier) in barriers.iter().enumerate() {
+        operations[done..*barrier].iter().for_each(|op| op.apply(&mut bytes));
+        done = *barrier;
+        if index % barriers.len().div_ceil(judged) != 0 {
+            continue;
+        }
+        let next = barriers.get(index + 1).copied().unwrap_or(operations.len());
+        let mut crashed = bytes.clone();
+        for op in &operations[*barrier..next] {
+            op.apply_in_part(&mut crashed, image.block_size, &mut random);
+        }
+        let lun = lun_over(Recorder::over(&crashed));
+        let ext4 = Ext4::open(lun.clone(), Options::default()).unwrap();
+        let tree = read_tree(&ext4);
+        let covered = worked.acknowledged.iter().filter(|(at, _)| at <= barrier).map(|(_, covered)| *covered);
+        let least = covered.max().unwrap_or(0);
+        assert!(
+            worked.trees[least..].contains(&tree),
+            "request {barrier}: no state since operation {least} is found"
+        );
+        ext4.close().unwrap();
+        check_clean(&support::bytes_of(&lun));
+    }
+}
+
+#[test]
+fn names_survive_crashes_whole_4k() {
+    crash_everywhere(&Form::default(), 11, 250, 25);
+}
+
+#[test]
+fn names_survive_crashes_whole_1k() {
+    let form = Form {
+        block_size: 1024,
+        features: "extent,has_journal,ext_attr,dir_index,filetype",
+        ..Form::default()
+    };
+    crash_everywhere(&form, 12, 400, 30);
+}
