@@ -35,6 +35,8 @@ mod crash_tests;
 mod test_support;
 mod xattr;
 
+pub use file::{WriteAt, Written};
+
 use crate::image::Lun;
 use error::Result;
 use mirrorfs_journal::Epoch;
