@@ -230,8 +230,7 @@ fn dirty_pages_are_not_taken_for_a_hole() {
     }
     let mount = Mount::new(&["data"], Mode::Async);
     let path = mount.root().join("sparse");
-    let mut file =
-        fs::OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+    let mut file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
     file.write_all_at(&[1; 4096], 1 << 20).unwrap();
     assert_eq!(seek(&file, 0, libc::SEEK_DATA), 1 << 20);
     assert_eq!(seek(&file, 0, libc::SEEK_HOLE), 0);
@@ -290,10 +289,7 @@ fn several_luns_are_directories_of_a_read_only_root() {
     fs::write(root.join("one/a"), b"1").unwrap();
     fs::write(root.join("two/a"), b"2").unwrap();
     assert_eq!(fs::read(root.join("one/a")).unwrap(), b"1");
-    assert_ne!(
-        fs::metadata(root.join("one")).unwrap().ino(),
-        fs::metadata(root.join("two")).unwrap().ino()
-    );
+    assert_ne!(fs::metadata(root.join("one")).unwrap().ino(), fs::metadata(root.join("two")).unwrap().ino());
     let number = |error: std::io::Error| error.raw_os_error();
     let across = fs::rename(root.join("one/a"), root.join("two/b"));
     assert_eq!(across.map_err(number), Err(Some(libc::EXDEV)));
@@ -332,12 +328,8 @@ fn a_write_through_a_setuid_file_clears_the_bit() {
     }
     let mount = Mount::new(&["data"], Mode::Async);
     let path = mount.root().join("program");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .custom_flags(libc::O_SYNC)
-        .open(&path)
-        .unwrap();
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).custom_flags(libc::O_SYNC).open(&path).unwrap();
     file.write_all(b"code").unwrap();
     drop(file);
     fs::set_permissions(mount.root(), fs::Permissions::from_mode(0o777)).unwrap();
