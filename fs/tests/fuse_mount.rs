@@ -423,3 +423,30 @@ fn sync_mode_answers_when_the_mirror_has_it() {
     peer.join().unwrap();
     mount.finish();
 }
+
+/// With the writeback cache the kernel takes data for which there is no room, and would tell at close only: a program that
+/// wrote until the disk is full never ended.
+#[test]
+fn a_writer_hears_that_the_disk_is_full() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Async);
+    let path = mount.root().join("fill");
+    let mut file = File::create(&path).unwrap();
+    let chunk = vec![7; 256 << 10];
+    let mut written = 0u64;
+    let error = loop {
+        assert!(written < 2 << 30, "96 MiB took {written} bytes");
+        match file.write(&chunk) {
+            Ok(bytes) => written += bytes as u64,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    drop(file);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, vec![1; 8 << 20]).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 8 << 20);
+    mount.finish();
+}
