@@ -2,7 +2,16 @@
 
 mod lookup;
 mod node;
+mod read;
+mod space;
 mod tree;
+mod write;
+mod zero;
+
+#[cfg(test)]
+mod tests;
+
+pub use write::{WriteAt, Written};
 
 use super::types::InodeNo;
 use parking_lot::RwLock;
