@@ -29,11 +29,12 @@ mod superblock;
 mod test_images;
 mod tx;
 
+mod xattr;
+
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod test_support;
-mod xattr;
 
 pub use file::{WriteAt, Written};
 

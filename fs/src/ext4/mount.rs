@@ -143,11 +143,6 @@ impl Ext4 {
         &self.lun
     }
 
-    /// How it is served.
-    pub(crate) fn options(&self) -> &Options {
-        &self.options
-    }
-
     /// Commits, brings everything home, leaves the journal empty and the superblock clean, and ends the commit thread. Only
     /// reads work afterwards. Returns the last epoch.
     ///

@@ -198,10 +198,16 @@ impl Geometry {
         if self.first_data_block != u32::from(self.block_size == 1024) {
             return corrupt(format!("first data block {}", self.first_data_block));
         }
-        if self.blocks_per_group == 0 || self.blocks_per_group > bits || self.blocks_per_group % 8 != 0 {
+        if self.blocks_per_group == 0
+            || self.blocks_per_group > bits
+            || !self.blocks_per_group.is_multiple_of(8)
+        {
             return corrupt(format!("{} blocks per group", self.blocks_per_group));
         }
-        if self.inodes_per_group == 0 || self.inodes_per_group > bits || self.inodes_per_group % 8 != 0 {
+        if self.inodes_per_group == 0
+            || self.inodes_per_group > bits
+            || !self.inodes_per_group.is_multiple_of(8)
+        {
             return corrupt(format!("{} inodes per group", self.inodes_per_group));
         }
         if !self.inode_size.is_power_of_two()

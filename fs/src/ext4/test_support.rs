@@ -158,6 +158,9 @@ impl Op {
     }
     /// Each block of it may or may not have reached the disk.
     pub(crate) fn apply_in_part(&self, image: &mut [u8], block_size: usize, random: &mut Random) {
+        if matches!(self, Self::Discard(..)) && random.below(2) == 0 {
+            self.apply(image);
+        }
         if let Self::Write(offset, raw) = self {
             for (index, part) in raw.chunks(block_size).enumerate() {
                 if random.below(2) == 0 {
@@ -173,6 +176,7 @@ struct Recorded {
     operations: Vec<Op>,
     fail_at: Option<usize>,
     sync_time: Duration,
+    write_time: Duration,
 }
 
 /// An image in memory that keeps every change in order, and can fail one.
@@ -194,6 +198,10 @@ impl Recorder {
     }
     pub(crate) fn fail_at(&self, at: usize) {
         self.0.1.lock().fail_at = Some(at);
+    }
+    /// So that commits come between the writes of a checkpoint.
+    pub(crate) fn slow_writes(&self, time: Duration) {
+        self.0.1.lock().write_time = time;
     }
     pub(crate) fn slow_syncs(&self, time: Duration) {
         self.0.1.lock().sync_time = time;
@@ -217,6 +225,10 @@ impl Backing for Recorder {
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.record(Op::Write(offset, bytes.to_vec()))?;
+        let time = self.0.1.lock().write_time;
+        if !time.is_zero() {
+            std::thread::sleep(time);
+        }
         self.0.0.write_at(offset, bytes)
     }
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -310,4 +322,20 @@ pub(crate) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
     }
     let bytes = std::fs::read(&path).unwrap();
     Some(bytes)
+}
+
+/// The group of the root directory as the kernel finds it, after its own replay.
+pub(crate) fn root_group_by_kernel(bytes: &[u8]) -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    let dir = temp_dir();
+    let (path, at) = (dir.path().join("image"), dir.path().join("mnt"));
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::create_dir(&at).unwrap();
+    let (code, text) = run("mount", &["-o", "loop", path.to_str().unwrap(), at.to_str().unwrap()]);
+    assert_eq!(code, 0, "{text}");
+    let mounted = Mounted(at.clone());
+    let group = std::fs::metadata(&at).unwrap().gid();
+    drop(mounted);
+    check_clean(&std::fs::read(&path).unwrap());
+    group
 }

@@ -128,6 +128,8 @@ impl Drop for DataGuard {
     }
 }
 
+type Undo = Box<dyn FnOnce(&mut Core) + Send>;
+
 struct Saved {
     block: BlockNo,
     /// Content, "running" and "verified" before this handle; `None`: the block was not cached.
@@ -146,7 +148,7 @@ pub(crate) struct Tx<'a> {
     freed_before: usize,
     inodes: Vec<(u32, Option<bool>)>,
     counts: (u64, u64, u32, bool),
-    undo: Vec<Box<dyn FnOnce(&mut Core) + Send>>,
+    undo: Vec<Undo>,
     finished: bool,
 }
 
@@ -274,7 +276,8 @@ impl<'a> Tx<'a> {
         self.saved.len()
     }
 
-    /// Holds back the commit until the returned guard is dropped: for data writes made after the handle ends.
+    /// Holds back the commit until the returned guard is dropped: for data writes made after the handle ends. Nothing that may
+    /// wait for a commit (another handle, a sync) is begun while the guard is held: that commit could be this one.
     pub(crate) fn data_guard(&mut self) -> DataGuard {
         *self.core.running.data.count.lock() += 1;
         DataGuard(self.core.running.data.clone())

@@ -8,7 +8,7 @@ use super::super::types::{BlockNo, FileBlock, GroupNo, InodeNo};
 use super::super::{Ext4, Options, WriteAt};
 use super::node;
 use crate::image::Lun;
-use crate::image::FileBacking;
+use crate::image::backing::FileBacking;
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,7 +57,10 @@ impl Image {
     fn judge(&self) {
         self.fs.close().unwrap();
         let said = run("e2fsck", &["-fn", self.path.to_str().unwrap()]);
-        assert!(!said.contains('?'), "{said}");
+        // A tree that could be denser is no fault.
+        let complaints: Vec<&str> =
+            said.lines().filter(|line| line.contains('?') && !line.contains("Optimize?")).collect();
+        assert!(complaints.is_empty(), "{said}");
     }
 
     /// A file's bytes as debugfs reads them.
@@ -339,7 +342,7 @@ fn space_runs_out_to_the_last_block_and_comes_back_after_a_commit() {
     assert!(reserved > 0);
     fill(ROOT, 1);
     assert_eq!(image.fs.with_core(|core| Ok(core.free_blocks)).unwrap(), 0);
-    assert_eq!(image.size(0) % 100_000 / 1024 * 1024, image.size(0) % 100_000, "short write");
+    assert_eq!(image.size(0) % 1024, 0, "the last write was cut where the blocks ended");
     image.judge();
     // Freed blocks are had again only by way of a commit, which the retry forces; a thread that may not wait is told so.
     let size = image.size(1);

@@ -349,9 +349,8 @@ impl Tx<'_> {
             Mapping::Hole(end) => {
                 let wanted = (end.min(last) - block).min(u64::from(WRITTEN_MAX)) as u32;
                 let goal = self.core.goal(inode, &path, block as u32);
-                // A hole may be 2^32 blocks long: counted in 64 bits.
-                let behind = end - block - u64::from(wanted);
-                let ahead = u64::from(window_ahead(self.core, inode, block, wanted)).min(behind) as u32;
+                let ahead = window_ahead(self.core, inode, block, wanted)
+                    .min((end - block - u64::from(wanted)).min(u64::from(u32::MAX)) as u32);
                 let (start, count) = self.alloc_data(inode.ino, goal, wanted, ahead)?;
                 self.add_blocks(inode, block as u32, start, count, false)?;
                 Ok(Run { first: block, count: u64::from(count), start: start.0, fresh: true })

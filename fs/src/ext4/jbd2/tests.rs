@@ -182,6 +182,7 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
     let image = Image::make(form);
     let recorder = Recorder::over(&image.bytes);
     let ext4 = open(&lun_over(recorder.clone()));
+    recorder.slow_writes(Duration::from_micros(100));
     let model = work(ext4, &recorder, &image, seed, transactions);
     let operations = recorder.operations();
     let barriers: Vec<usize> =
@@ -466,7 +467,7 @@ fn close_leaves_a_clean_image_and_open_counts_the_mount() {
     check_clean(&recorder.bytes());
 }
 
-/// Left alone, versions come home and the journal empties, without a close.
+/// Left alone, a transaction commits, versions come home and the journal empties, without a sync or a close.
 #[test]
 fn an_idle_journal_is_brought_home() {
     let image = Image::make(&Form::default());
@@ -474,7 +475,11 @@ fn an_idle_journal_is_brought_home() {
     let ext4 = open(&lun_over(recorder.clone()));
     let block = image.data_blocks[3];
     ext4.with_tx(WAIT, 8, |tx| tx.modify(BlockNo(block)).map(|raw| raw.fill(0x5A))).unwrap();
-    sync(&ext4).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while ext4.status().commits == 0 {
+        assert!(Instant::now() < until, "never committed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_ne!(recorder.bytes()[block as usize * 4096], 0x5A);
     let until = Instant::now() + Duration::from_secs(20);
     while ext4.status().journal_used_blocks > 0 {
@@ -586,6 +591,7 @@ fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
         assert_eq!(recover(&lun).unwrap().2.transactions, 1);
         let ours = support::bytes_of(&lun);
         assert!(masked(&ours, &image) == masked(&replay_by_e2fsck(&bytes), &image));
+        assert_eq!(support::root_group_by_kernel(&bytes), 4242, "the kernel replays what we left");
     }
 }
 
@@ -606,7 +612,8 @@ fn damaged_journals_never_panic() {
             for _ in 0..1 + random.below(12) {
                 let block = random.below(60).min(random.below(60));
                 let inside = random.below(1024).min(random.below(1024));
-                bytes[(image.journal_block as usize + block) * image.block_size + inside] = random.next() as u8;
+                bytes[(image.journal_block as usize + block) * image.block_size + inside] =
+                    random.next() as u8;
             }
             match recover(&lun_over(Recorder::over(&bytes))) {
                 Ok(_) => replayed += 1,
@@ -615,4 +622,29 @@ fn damaged_journals_never_panic() {
         }
     }
     assert!(replayed > 5 && refused > 5, "{replayed} replayed, {refused} refused");
+}
+
+/// Blocks are discarded once the transaction that freed them is durable, not before, and only they.
+#[test]
+fn freed_blocks_are_discarded_behind_their_commit() {
+    let image = Image::make(&Form::default());
+    let recorder = Recorder::over(&image.bytes);
+    let ext4 = open(&lun_over(recorder.clone()));
+    let file = ext4.lookup(InodeNo::ROOT, b"file").unwrap();
+    ext4.unlink(WAIT, InodeNo::ROOT, b"file").unwrap();
+    ext4.evict(WAIT, file.ino).unwrap();
+    let before = recorder.len();
+    ext4.close().unwrap();
+    check_clean(&recorder.bytes());
+    let operations = recorder.operations().split_off(before);
+    let first = operations.iter().position(|op| matches!(op, Op::Discard(..))).unwrap();
+    let syncs = operations[..first].iter().filter(|op| matches!(op, Op::Sync)).count();
+    assert!(syncs >= 2, "discarded before the commit was durable");
+    let discarded: std::collections::BTreeSet<u64> = operations
+        .iter()
+        .filter_map(|op| if let Op::Discard(offset, length) = op { Some((*offset, *length)) } else { None })
+        .flat_map(|(offset, length)| offset / 4096..(offset + length) / 4096)
+        .collect();
+    assert!(image.data_blocks.iter().all(|block| discarded.contains(block)));
+    assert!(discarded.len() <= image.data_blocks.len() + 2, "{} blocks discarded", discarded.len());
 }
