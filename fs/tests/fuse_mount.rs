@@ -6,6 +6,8 @@
 use mirrorfs_fs::ext4::{Ext4, Options};
 use mirrorfs_fs::fuse::{Frontend, FrontendConfig, FrontendLun, Mode, MountOptions, Mounted, Unmounter};
 use mirrorfs_fs::image::{FormatOptions, Image, Lun, OpenOptions, Role, format};
+use mirrorfs_journal::log::{LogConfig, MirrorLog, Next, OnOutage, PeerLun};
+use mirrorfs_journal::{Body, Epoch, LunId};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -15,6 +17,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, sy
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,8 @@ struct Mount {
     unmounter: Unmounter,
     server: Option<JoinHandle<std::io::Result<()>>>,
     parts: Vec<(PathBuf, Image, Arc<Ext4>)>,
+    /// The mirror log of [`Mount::mirrored`].
+    log: Option<Arc<MirrorLog>>,
 }
 
 fn can_mount() -> bool {
@@ -38,19 +43,41 @@ fn can_mount() -> bool {
 
 impl Mount {
     fn new(luns: &[&str], mode: Mode) -> Self {
+        Self::start(luns, mode, false)
+    }
+
+    /// One LUN in sync mode with a mirror log; a reply waits for the peer for as long as it takes.
+    fn mirrored() -> Self {
+        Self::start(&["data"], Mode::Sync, true)
+    }
+
+    fn start(luns: &[&str], mode: Mode, mirrored: bool) -> Self {
         let shm = Path::new("/dev/shm");
         let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
         let mountpoint = dir.path().join("mnt");
         fs::create_dir(&mountpoint).unwrap();
         let mut parts = Vec::new();
         let mut served = Vec::new();
+        let mut log = None;
         for name in luns {
             let path = dir.path().join(format!("{name}.img"));
             format(&path, &FormatOptions { name: (*name).into(), size_bytes: 96 << 20 }).unwrap();
             let options =
                 OpenOptions { role: Role::Primary, name: (*name).into(), lock_wait: Duration::from_secs(5) };
             let image = Image::open(&path, &options).unwrap();
-            let lun = Lun::new(image.backing(), None);
+            if mirrored {
+                let config = LogConfig {
+                    dir: dir.path().join("queue"),
+                    memory_bytes_max: 64 << 20,
+                    queue_bytes_max: None,
+                    incarnation: image.label().incarnation,
+                    luns: vec![image.log_lun(LunId(0))],
+                };
+                let opened = MirrorLog::open(config).unwrap();
+                opened.set_on_outage(OnOutage::Block);
+                log = Some(opened);
+            }
+            let lun = Lun::new(image.backing(), log.clone().map(|log| (LunId(0), log)));
             let fs = Ext4::open(lun.clone(), Options::default()).unwrap();
             parts.push((path, image, fs.clone()));
             served.push(FrontendLun { name: (*name).into(), fs, lun });
@@ -67,7 +94,7 @@ impl Mount {
         .unwrap();
         let unmounter = mounted.unmounter();
         let server = Some(std::thread::spawn(move || mounted.wait()));
-        Self { dir, unmounter, server, parts }
+        Self { dir, unmounter, server, parts, log }
     }
 
     fn root(&self) -> PathBuf {
@@ -91,6 +118,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if let Some(log) = &self.log {
+            // Whoever still waits for the mirror is answered.
+            log.set_on_outage(OnOutage::Queue);
+            log.end_session();
+        }
         if let Some(server) = self.server.take() {
             let _ = self.unmounter.force();
             let _ = server.join();
@@ -198,8 +230,7 @@ fn dirty_pages_are_not_taken_for_a_hole() {
     }
     let mount = Mount::new(&["data"], Mode::Async);
     let path = mount.root().join("sparse");
-    let mut file =
-        fs::OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+    let mut file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
     file.write_all_at(&[1; 4096], 1 << 20).unwrap();
     assert_eq!(seek(&file, 0, libc::SEEK_DATA), 1 << 20);
     assert_eq!(seek(&file, 0, libc::SEEK_HOLE), 0);
@@ -258,10 +289,7 @@ fn several_luns_are_directories_of_a_read_only_root() {
     fs::write(root.join("one/a"), b"1").unwrap();
     fs::write(root.join("two/a"), b"2").unwrap();
     assert_eq!(fs::read(root.join("one/a")).unwrap(), b"1");
-    assert_ne!(
-        fs::metadata(root.join("one")).unwrap().ino(),
-        fs::metadata(root.join("two")).unwrap().ino()
-    );
+    assert_ne!(fs::metadata(root.join("one")).unwrap().ino(), fs::metadata(root.join("two")).unwrap().ino());
     let number = |error: std::io::Error| error.raw_os_error();
     let across = fs::rename(root.join("one/a"), root.join("two/b"));
     assert_eq!(across.map_err(number), Err(Some(libc::EXDEV)));
@@ -300,12 +328,8 @@ fn a_write_through_a_setuid_file_clears_the_bit() {
     }
     let mount = Mount::new(&["data"], Mode::Async);
     let path = mount.root().join("program");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .custom_flags(libc::O_SYNC)
-        .open(&path)
-        .unwrap();
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).custom_flags(libc::O_SYNC).open(&path).unwrap();
     file.write_all(b"code").unwrap();
     drop(file);
     fs::set_permissions(mount.root(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -317,5 +341,112 @@ fn a_write_through_a_setuid_file_clears_the_bit() {
         .unwrap();
     assert!(status.success());
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
+    mount.finish();
+}
+
+/// How far the mirror of [`sync_mode_answers_when_the_mirror_has_it`] goes.
+const SILENT: u8 = 0;
+const APPLIES: u8 = 1;
+const SYNCS: u8 = 2;
+
+/// Answers what the log hands out, as far as `willing` says, until the session ends.
+fn play_peer(log: &MirrorLog, willing: &AtomicU8) {
+    let mut applied = Vec::new();
+    let mut durable = Vec::new();
+    loop {
+        match log.next(Duration::from_millis(5)) {
+            Next::Request(request) => match request.body {
+                Body::Barrier { .. } => durable.push(request.epoch),
+                _ => applied.push(request.sequence),
+            },
+            Next::Idle => {}
+            Next::Ended => return,
+        }
+        let willing = willing.load(Ordering::SeqCst);
+        if willing >= APPLIES {
+            applied.drain(..).for_each(|sequence| log.applied(sequence));
+        }
+        if willing >= SYNCS {
+            durable.drain(..).for_each(|epoch| log.durable(epoch));
+        }
+    }
+}
+
+/// A write waits for its own answer, an fsync until it is durable there; and meanwhile no FUSE thread waits: any number of
+/// writers may hang, and the mount still answers others.
+#[test]
+fn sync_mode_answers_when_the_mirror_has_it() {
+    if !can_mount() {
+        return;
+    }
+    const WRITERS: u8 = 12;
+    let mount = Mount::mirrored();
+    let root = mount.root();
+    let log = mount.log.clone().unwrap();
+    let peer = PeerLun { id: LunId(0), durable_epoch: Epoch(0), resyncing: false, created: true };
+    log.set_region_source(LunId(0), mount.parts[0].2.lun().clone());
+    log.begin_session(&[peer]).unwrap();
+    let willing = Arc::new(AtomicU8::new(SILENT));
+    let peer = std::thread::spawn({
+        let (log, willing) = (log.clone(), willing.clone());
+        move || play_peer(&log, &willing)
+    });
+    let written = Arc::new(AtomicU8::new(0));
+    let synced = Arc::new(AtomicU8::new(0));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|index| {
+            let (path, written, synced) = (root.join(format!("w{index}")), written.clone(), synced.clone());
+            std::thread::spawn(move || {
+                let mut file = File::create(path).unwrap();
+                file.write_all(&[index; 5000]).unwrap();
+                written.fetch_add(1, Ordering::SeqCst);
+                file.sync_all().unwrap();
+                synced.fetch_add(1, Ordering::SeqCst);
+            })
+        })
+        .collect();
+    let is_there = |index: u8| root.join(format!("w{index}")).exists();
+    until("the mount did not answer", || (0..WRITERS).all(is_there));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(written.load(Ordering::SeqCst), 0);
+    willing.store(APPLIES, Ordering::SeqCst);
+    until("the writes were not answered", || written.load(Ordering::SeqCst) == WRITERS);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(synced.load(Ordering::SeqCst), 0);
+    willing.store(SYNCS, Ordering::SeqCst);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    assert_eq!(synced.load(Ordering::SeqCst), WRITERS);
+    for index in 0..WRITERS {
+        assert_eq!(fs::read(root.join(format!("w{index}"))).unwrap(), [index; 5000]);
+    }
+    log.end_session();
+    peer.join().unwrap();
+    mount.finish();
+}
+
+/// With the writeback cache the kernel takes data for which there is no room, and would tell at close only: a program that
+/// wrote until the disk is full never ended.
+#[test]
+fn a_writer_hears_that_the_disk_is_full() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Mount::new(&["data"], Mode::Async);
+    let path = mount.root().join("fill");
+    let mut file = File::create(&path).unwrap();
+    let chunk = vec![7; 256 << 10];
+    let mut written = 0u64;
+    let error = loop {
+        assert!(written < 2 << 30, "96 MiB took {written} bytes");
+        match file.write(&chunk) {
+            Ok(bytes) => written += bytes as u64,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    drop(file);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, vec![1; 8 << 20]).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 8 << 20);
     mount.finish();
 }

@@ -8,10 +8,6 @@ pub(crate) fn le16(raw: &[u8], at: usize) -> u16 {
 pub(crate) fn le32(raw: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]])
 }
-/// Reads a 64-bit number kept as two 32-bit halves at different places.
-pub(crate) fn le_halves(raw: &[u8], low: usize, high: usize) -> u64 {
-    u64::from(le32(raw, low)) | u64::from(le32(raw, high)) << 32
-}
 /// Writes a 16-bit field.
 pub(crate) fn put16(raw: &mut [u8], at: usize, value: u16) {
     raw[at..at + 2].copy_from_slice(&value.to_le_bytes());

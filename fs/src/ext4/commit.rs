@@ -221,7 +221,7 @@ pub(super) struct Committer {
     pub(super) log: Log,
     /// The checkpoint under way.
     pub(super) round: Option<super::checkpoint::Round>,
-    /// A slice of the checkpoint goes before the next commit.
+    /// A slice of the checkpoint goes before the next commit or flush: neither keeps the other waiting for long.
     slice_first: bool,
     /// When the last commit ended.
     last_commit: Instant,
@@ -285,7 +285,7 @@ impl Committer {
             false => Some(self.last_commit + IDLE),
         };
         let checkpoint = self.round.is_some() || half_full || idle.is_some_and(|idle| idle <= now);
-        if checkpoint && (self.slice_first || !commit_now) && commit.flush_waiters.is_empty() {
+        if checkpoint && (self.slice_first || !commit_now && commit.flush_waiters.is_empty()) {
             return Step::Checkpoint;
         }
         if commit_now {
@@ -346,6 +346,7 @@ impl Committer {
             Step::Flush(waiters) => {
                 let flushed = self.flush();
                 answer_all(waiters, &flushed);
+                self.slice_first = true;
                 flushed.map(|_| ())
             }
             Step::Checkpoint => {

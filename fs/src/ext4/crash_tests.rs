@@ -2,10 +2,11 @@
 //! operation, not before the last one that a sync covered, and e2fsck finds nothing to mend.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::attr::{Context, FileKind, NewNode, RenameMode};
+use super::attr::{Context, FileKind, NewNode, RenameMode, SetAttr};
 use super::test_support::{self as support, Form, Image, Op, Random, Recorder, check_clean, lun_over};
 use super::types::InodeNo;
-use super::{Ext4, Options};
+use super::{Ext4, Options, WriteAt};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -167,4 +168,144 @@ fn names_survive_crashes_whole_1k() {
         ..Form::default()
     };
     crash_everywhere(&form, 12, 400, 30);
+}
+
+/// Byte `at` of file number `file`: never zero, so that a hole or a block of somebody else is told from content.
+fn content_byte(file: u64, at: u64) -> u8 {
+    ((file * 31 + at / 512 * 7 + at % 251) % 255 + 1) as u8
+}
+
+/// One file's life as it must be found.
+struct FileLife {
+    ino: InodeNo,
+    /// Sizes in order, each with the number of the operation that made it.
+    sizes: Vec<(usize, u64)>,
+    /// Operation that unlinked it.
+    removed: Option<usize>,
+}
+
+/// Files that grow, shrink, are overwritten and removed, so that their blocks go from one to the other; with discards.
+/// After a crash a file's bytes are its own, all of them, and it is as long as it was at some time since the last sync.
+fn crash_data_everywhere(form: &Form, seed: u64, count: usize, judged: usize) {
+    let image = Image::make(form);
+    let recorder = Recorder::over(&image.bytes);
+    let ext4 = Ext4::open(lun_over(recorder.clone()), Options::default()).unwrap();
+    let mut random = Random(seed);
+    let mut files: Vec<FileLife> = Vec::new();
+    let mut acknowledged = Vec::new();
+    for number in 1..=count {
+        let living: Vec<usize> = (0..files.len()).filter(|at| files[*at].removed.is_none()).collect();
+        let pick = if living.is_empty() { 0 } else { living[random.below(living.len())] };
+        match random.below(12) {
+            0 | 1 if living.len() < 12 => {
+                let name = format!("f{}", files.len()).into_bytes();
+                let attr = ext4.make(WAIT, InodeNo::ROOT, &name, NewNode::Regular, 0o644, 0).unwrap();
+                files.push(FileLife { ino: attr.ino, sizes: vec![(number, 0)], removed: None });
+            }
+            _ if living.is_empty() => continue,
+            2 if living.len() > 6 => {
+                ext4.unlink(WAIT, InodeNo::ROOT, format!("f{pick}").as_bytes()).unwrap();
+                ext4.evict(WAIT, files[pick].ino).unwrap();
+                files[pick].removed = Some(number);
+            }
+            3 => {
+                let size = files[pick].sizes.last().unwrap().1;
+                let size = size - random.below(size as usize + 1) as u64;
+                ext4.truncate(WAIT, files[pick].ino, size, &SetAttr::default()).unwrap();
+                files[pick].sizes.push((number, size));
+            }
+            kind => {
+                let size = files[pick].sizes.last().unwrap().1;
+                let from = if kind == 4 { size - random.below(size as usize + 1) as u64 } else { size };
+                let length = (1 + random.below(6 * image.block_size)) as u64;
+                let bytes: Vec<u8> = (from..from + length).map(|at| content_byte(pick as u64, at)).collect();
+                let at = if kind == 4 { WriteAt::Offset(from) } else { WriteAt::Append };
+                let written = ext4.write(WAIT, files[pick].ino, at, Bytes::from(bytes), false);
+                let written = match written {
+                    Ok(written) => written.bytes as u64,
+                    Err(super::error::FsError::Errno(libc::ENOSPC)) => 0,
+                    Err(error) => panic!("{error}"),
+                };
+                files[pick].sizes.push((number, size.max(from + written)));
+            }
+        }
+        if random.below(5) == 0 {
+            let whole = random.below(2) == 0;
+            let (sender, receiver) = mpsc::channel();
+            let done = Box::new(move |outcome| sender.send(outcome).unwrap());
+            ext4.sync((!whole).then(|| files[pick].ino), random.below(2) == 0, done);
+            receiver.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
+            acknowledged.push((recorder.len(), number, (!whole).then_some(pick)));
+        }
+    }
+    // With what close does, discards among it.
+    ext4.close().unwrap();
+    drop(ext4);
+    let operations = recorder.operations();
+    let barriers: Vec<usize> =
+        (0..operations.len()).filter(|at| matches!(operations[*at], Op::Sync)).collect();
+    let mut bytes = image.bytes.clone();
+    let mut done = 0;
+    for (index, barrier) in barriers.iter().enumerate() {
+        operations[done..*barrier].iter().for_each(|op| op.apply(&mut bytes));
+        done = *barrier;
+        if index % barriers.len().div_ceil(judged) != 0 && index + 4 < barriers.len() {
+            continue;
+        }
+        let next = barriers.get(index + 1).copied().unwrap_or(operations.len());
+        let mut crashed = bytes.clone();
+        for op in &operations[*barrier..next] {
+            op.apply_in_part(&mut crashed, image.block_size, &mut random);
+        }
+        let lun = lun_over(Recorder::over(&crashed));
+        let ext4 = Ext4::open(lun.clone(), Options::default()).unwrap();
+        for (file, life) in files.iter().enumerate() {
+            let covers = |which: &Option<usize>| which.is_none_or(|which| which == file);
+            let covered = acknowledged.iter().filter(|(at, _, which)| at <= barrier && covers(which));
+            let least = covered.map(|(_, number, _)| *number).max().unwrap_or(0);
+            let found = ext4.lookup(InodeNo::ROOT, format!("f{file}").as_bytes());
+            let Ok(attr) = found else {
+                let may_be_gone = life.sizes[0].0 > least || life.removed.is_some();
+                assert!(
+                    may_be_gone,
+                    "file {file} of operation {} is gone, {least} was synced",
+                    life.sizes[0].0
+                );
+                continue;
+            };
+            assert!(life.removed.is_none_or(|removed| removed > least), "file {file} is back");
+            let at_least = life.sizes.iter().rposition(|(number, _)| *number <= least).unwrap_or(0);
+            let range = life.sizes[at_least..].iter().map(|(_, size)| *size);
+            let (min, max) = (range.clone().min().unwrap(), range.max().unwrap());
+            assert!((min..=max).contains(&attr.size), "file {file}: {} bytes, not {min} to {max}", attr.size);
+            let mut content = vec![0; attr.size as usize];
+            assert_eq!(ext4.read(attr.ino, 0, &mut content).unwrap(), content.len());
+            // A truncation zeroes the rest of its last block in place, as the kernel does, before it is durable itself.
+            let cut = |at: u64| {
+                let block_size = image.block_size as u64;
+                let steps = life.sizes[at_least..].windows(2).filter(|step| step[1].1 < step[0].1);
+                steps
+                    .map(|step| step[1].1)
+                    .any(|size| (size..size.next_multiple_of(block_size)).contains(&at))
+            };
+            let wrong = (0..attr.size).find(|at| match content[*at as usize] {
+                0 => !cut(*at),
+                byte => byte != content_byte(file as u64, *at),
+            });
+            assert_eq!(wrong, None, "file {file} of {} bytes, request {barrier}", attr.size);
+        }
+        ext4.close().unwrap();
+        check_clean(&support::bytes_of(&lun));
+    }
+}
+
+#[test]
+fn file_data_survive_crashes_whole_4k() {
+    crash_data_everywhere(&Form::default(), 21, 400, 25);
+}
+
+#[test]
+fn file_data_survive_crashes_whole_1k() {
+    let features = "extent,has_journal,ext_attr,dir_index,filetype";
+    crash_data_everywhere(&Form { block_size: 1024, features, ..Form::default() }, 22, 400, 25);
 }

@@ -366,7 +366,7 @@ impl Core {
         let raw = &data[offset..offset + usize::from(geometry.inode_size)];
         let inode = Inode::decode(ino, raw, geometry.block_size);
         let corrupt = |what: String| FsError::corrupt(format!("inode: {what}"), Some(ino), Some(block));
-        if usize::from(inode.extra_isize) + 128 > raw.len() || inode.extra_isize % 4 != 0 {
+        if usize::from(inode.extra_isize) + 128 > raw.len() || !inode.extra_isize.is_multiple_of(4) {
             return Err(corrupt(format!("extra size {}", inode.extra_isize)));
         }
         if geometry.checksums == ChecksumKind::Crc32c && raw.iter().any(|byte| *byte != 0) {

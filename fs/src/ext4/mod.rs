@@ -29,6 +29,8 @@ mod superblock;
 mod tx;
 mod xattr;
 
+mod xattr;
+
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]

@@ -158,6 +158,9 @@ impl Op {
     }
     /// Each block of it may or may not have reached the disk.
     pub(crate) fn apply_in_part(&self, image: &mut [u8], block_size: usize, random: &mut Random) {
+        if matches!(self, Self::Discard(..)) && random.below(2) == 0 {
+            self.apply(image);
+        }
         if let Self::Write(offset, raw) = self {
             for (index, part) in raw.chunks(block_size).enumerate() {
                 if random.below(2) == 0 {

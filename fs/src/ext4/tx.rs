@@ -276,7 +276,8 @@ impl<'a> Tx<'a> {
         self.saved.len()
     }
 
-    /// Holds back the commit until the returned guard is dropped: for data writes made after the handle ends.
+    /// Holds back the commit until the returned guard is dropped: for data writes made after the handle ends. Nothing that may
+    /// wait for a commit (another handle, a sync) is begun while the guard is held: that commit could be this one.
     pub(crate) fn data_guard(&mut self) -> DataGuard {
         *self.core.running.data.count.lock() += 1;
         DataGuard(self.core.running.data.clone())

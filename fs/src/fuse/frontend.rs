@@ -89,8 +89,8 @@ impl Filesystem for Handler {
         self.server.forget(ino.0, count);
     }
 
-    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.server.getattr(Call::new("getattr", ino, request), reply);
+    fn getattr(&self, request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.server.getattr(Call::new("getattr", ino, request), handle.is_some(), reply);
     }
 
     fn setattr(

@@ -27,6 +27,7 @@ mod ops;
 mod pool;
 mod server;
 mod slot_cache;
+mod starved;
 mod waits;
 
 pub use mount::{Frontend, FrontendConfig, MountError, MountOptions, Mounted, Unmounter};

@@ -26,6 +26,8 @@ enum Task {
     },
     /// There are changed inodes.
     Refresh,
+    /// Have the kernel ask for the attributes of this inode again, at once.
+    AskAgain(u64),
     Stop,
 }
 
@@ -74,6 +76,11 @@ impl Notify {
         }
     }
 
+    /// The kernel is to ask for the inode's attributes before it next uses them.
+    pub(crate) fn ask_again(&self, ino: u64) {
+        let _ = self.sender.try_send(Task::AskAgain(ino));
+    }
+
     /// Runs `then` on the notify thread after the kernel has written out its dirty pages of the inode from `offset` on.
     /// False, and `then` dropped, when too many wait.
     #[must_use]
@@ -103,6 +110,7 @@ fn run(receiver: &Receiver<Task>, changed: &Changed, notifier: &OnceLock<Notifie
                 write_out(notifier, ino, offset);
                 then();
             }
+            Ok(Task::AskAgain(ino)) => send(notifier, ino, -1, 0),
             Ok(Task::Refresh) => refresh_at = refresh_at.or(Some(Instant::now() + REFRESH_INTERVAL)),
             Err(RecvTimeoutError::Timeout) => {
                 refresh_at = None;

@@ -10,6 +10,7 @@ use super::notify::Notify;
 use super::ops::Call;
 use super::pool::Pool;
 use super::slot_cache::SlotCache;
+use super::starved::Starved;
 use crate::ext4::Ext4;
 use crate::ext4::attr::{Attr, Context};
 use crate::ext4::error::{FsError, Result};
@@ -65,6 +66,8 @@ pub(crate) struct Server {
     pub(crate) without_capability: SlotCache,
     /// Names removed or moved since the mount. Raised before the reply, so that a listing that was taken before knows.
     pub(crate) removals: AtomicU64,
+    /// Files whose pages found no room.
+    pub(crate) starved: Starved,
     /// The kernel opens and closes files without asking.
     pub(crate) opens_unasked: AtomicBool,
     /// Inodes whose access time needs no update until they change.
@@ -93,6 +96,7 @@ impl Server {
             errors: ErrorLog::default(),
             without_capability: SlotCache::new(),
             removals: AtomicU64::new(0),
+            starved: Starved::default(),
             opens_unasked: AtomicBool::new(false),
             fresh_atime: SlotCache::new(),
             fresh_atime_until_s: AtomicU64::new(ATIME_CHECK_INTERVAL_S),

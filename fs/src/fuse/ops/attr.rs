@@ -7,6 +7,7 @@ use crate::fuse::node::Node;
 use crate::fuse::server::{CACHED_FOR, Server};
 use fuser::{ReplyAttr, ReplyStatfs};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A `setattr`.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +19,11 @@ pub(crate) struct Change {
 }
 
 impl Server {
-    pub(crate) fn getattr(&self, call: Call, reply: ReplyAttr) {
+    /// `by_handle`: the kernel asks for a read or write of its own, not for a program's stat(2).
+    pub(crate) fn getattr(&self, call: Call, by_handle: bool, reply: ReplyAttr) {
+        if by_handle && self.starved.take(call.ino, Instant::now()) {
+            return reply.error(fuser::Errno::ENOSPC);
+        }
         let attr = match self.numbers.node(call.ino) {
             Ok(Node::LunDirectory) => Ok(self.lun_directory()),
             Ok(Node::Inode(lun, number)) => {

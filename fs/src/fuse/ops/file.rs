@@ -10,6 +10,7 @@ use fuser::{Errno, FopenFlags, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen, Rep
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// A read asks for no more than this (fuser's own bound on a request).
 const READ_BYTES_MAX: usize = 16 << 20;
@@ -98,7 +99,12 @@ impl Server {
                 let (lun, number) = server.changeable(call.ino)?;
                 server.drop_capability(context, call.ino, lun, number)?;
                 let (place, data) = (write.place(), write.data.clone());
-                let written = server.fs(lun).write(context, number, place, data, write.kill_privileges)?;
+                let written = server.fs(lun).write(context, number, place, data, write.kill_privileges);
+                if let (true, Err(FsError::Errno(libc::ENOSPC))) = (write.cached, &written) {
+                    server.starved.insert(call.ino, Instant::now());
+                    server.notify.ask_again(call.ino);
+                }
+                let written = written?;
                 server.changed(call.ino);
                 if write.cached && server.mode == Mode::Async {
                     server.notify.blocks_changed(call.ino);
