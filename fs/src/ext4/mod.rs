@@ -28,7 +28,6 @@ mod superblock;
 #[cfg(test)]
 mod test_images;
 mod tx;
-
 mod xattr;
 
 #[cfg(test)]

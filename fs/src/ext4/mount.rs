@@ -39,6 +39,8 @@ pub(crate) struct Damage {
     /// It was damage that made it read-only.
     stopped: bool,
     last: Option<(String, Instant)>,
+    /// Met and passed over by the operation under way (its result does not tell); noted when it ends.
+    pub(crate) passed_over: Option<FsError>,
 }
 
 fn read_superblock(lun: &Lun) -> Result<Vec<u8>> {
@@ -67,7 +69,7 @@ fn new_core(lun: &Arc<Lun>, raw: &[u8]) -> Result<Core> {
         read_only: None,
         handles: 0,
         commit: CommitState::default(),
-        damage: Damage { stops: le16(raw, 0x3C) > 1, stopped: false, last: None },
+        damage: Damage { stops: le16(raw, 0x3C) > 1, stopped: false, last: None, passed_over: None },
         lun: lun.clone(),
         geometry,
     })
@@ -143,12 +145,13 @@ impl Ext4 {
         &self.lun
     }
 
-    /// Commits, brings everything home, leaves the journal empty and the superblock clean, and ends the commit thread. Only
-    /// reads work afterwards. Returns the last epoch.
+    /// Frees what was open without a name, commits, brings everything home, leaves the journal empty and the superblock
+    /// clean, and ends the commit thread. Only reads work afterwards. Returns the last epoch.
     ///
     /// # Errors
     /// I/O errors; the image is then left as after a crash.
     pub fn close(&self) -> Result<Option<Epoch>> {
+        self.evict_orphans();
         let commands = self.thread.commands.lock();
         {
             let mut core = self.core.lock();

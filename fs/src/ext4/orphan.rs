@@ -25,6 +25,8 @@ struct Links {
 #[derive(Default)]
 pub(crate) struct OrphanList {
     members: FxHashMap<u32, Links>,
+    /// The chain of an earlier mount has been read: what is on the list since then is in use.
+    loaded: bool,
 }
 
 impl OrphanList {
@@ -102,9 +104,13 @@ impl Tx<'_> {
 }
 
 impl Core {
-    /// Loads the chain that the superblock begins.
-    fn load_orphans(&mut self) -> Result<()> {
-        self.orphans = OrphanList::default();
+    /// Loads the chain that the superblock begins. A chain that can't be is left alone, with no member known.
+    pub(super) fn load_orphans(&mut self) -> Result<()> {
+        self.orphans = OrphanList { loaded: true, ..OrphanList::default() };
+        self.load_chain().inspect_err(|_| self.orphans.members.clear())
+    }
+
+    fn load_chain(&mut self) -> Result<()> {
         let (mut newer, mut next) = (0, self.last_orphan);
         while next != 0 {
             let ino = InodeNo(next);
@@ -128,12 +134,15 @@ impl Core {
 
 impl Ext4 {
     /// Works off the orphan list found at mount: deletes what has no links, finishes truncations of what has. For the mount, behind
-    /// journal replay and before anything else is served.
+    /// journal replay and before the first change; once more (a remount), it does nothing: orphans are then files in use.
     ///
     /// # Errors
     /// `Corrupt` for a list that can't be; I/O errors.
     pub(crate) fn clean_orphans(&self) -> Result<()> {
         let members: Vec<InodeNo> = self.with_core(|core| {
+            if core.orphans.loaded {
+                return Ok(Vec::new());
+            }
             core.load_orphans()?;
             Ok(core.orphans.members().collect())
         })?;
@@ -150,6 +159,23 @@ impl Ext4 {
             }
         }
         Ok(())
+    }
+
+    /// Frees all inodes without links, when nobody uses any more: before a clean close. What fails stays for the next mount.
+    pub(crate) fn evict_orphans(&self) {
+        let context = Context { uid: 0, gid: 0, may_block: true };
+        let members: Vec<InodeNo> = {
+            let core = self.core.lock();
+            if core.read_only.is_some() {
+                return;
+            }
+            core.orphans.members().collect()
+        };
+        for ino in members {
+            if let Err(error) = self.evict(context, ino) {
+                log::warn!("inode {ino}: not freed at unmount: {error}; the next mount will do it");
+            }
+        }
     }
 
     fn finish_truncate(&self, context: Context, ino: InodeNo) -> Result<()> {

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::attr::Context;
+use super::cache::BlockData;
+use super::error::Result;
+use super::types::{BlockNo, InodeNo};
 use super::{Ext4, Options};
-use crate::image::FileBacking;
 use crate::image::Lun;
+use crate::image::{FileBacking, MemoryBacking};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -43,6 +46,10 @@ impl Image {
         let backing = FileBacking::open(&self.path).unwrap();
         Ext4::open(Lun::new(Arc::new(backing), None), Options::default()).unwrap()
     }
+    /// Opens other bytes in the image's stead.
+    pub(super) fn open_bytes(bytes: &[u8]) -> Result<Arc<Ext4>> {
+        Ext4::open(Lun::new(Arc::new(MemoryBacking::from_bytes(bytes)), None), Options::default())
+    }
     /// Closes the file system and lets e2fsck judge.
     pub(super) fn judge(&self, fs: Arc<Ext4>) {
         fs.close().unwrap();
@@ -52,6 +59,11 @@ impl Image {
     pub(super) fn fsck(&self) {
         let (success, text) = run("e2fsck", &["-fn", self.path.to_str().unwrap()]);
         assert!(success, "e2fsck: {text}");
+    }
+    /// Changes the image with a tool of e2fsprogs.
+    pub(super) fn tool(&self, program: &str, arguments: &[&str]) {
+        let (success, text) = run(program, &[arguments, &[self.path.to_str().unwrap()]].concat());
+        assert!(success, "{program}: {text}");
     }
     /// What debugfs says to a request.
     pub(super) fn debugfs(&self, request: &str) -> String {
@@ -80,9 +92,45 @@ impl Image {
         work(&mounted.0);
         true
     }
+    /// Closes the file system, lets e2fsck judge, and opens it again.
+    pub(super) fn reopened(&self, fs: Arc<Ext4>) -> Arc<Ext4> {
+        self.judge(fs);
+        self.open()
+    }
     pub(super) fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.path).unwrap()
     }
+}
+
+/// Everything is committed, then the file system vanishes without being closed.
+pub(super) fn crash(fs: Arc<Ext4>) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    fs.sync(None, false, Box::new(move |result| sender.send(result.map(drop)).unwrap()));
+    receiver.recv().unwrap().unwrap();
+    drop(fs);
+}
+
+/// See [`state`].
+#[derive(PartialEq)]
+pub(super) struct State {
+    blocks: Vec<BlockData>,
+    numbers: (u64, u64, u32),
+    orphans: Vec<InodeNo>,
+}
+
+/// All that a handle may change: every block but the superblock's (its numbers are written by commits), the numbers kept in memory,
+/// and the orphans.
+pub(super) fn state(fs: &Ext4) -> State {
+    fs.with_core(|core| {
+        let (superblock, _) = core.geometry.superblock_place();
+        let places = (0..core.geometry.block_count).map(BlockNo).filter(|block| *block != superblock);
+        let blocks = places.map(|block| core.block(block)).collect::<Result<Vec<_>>>()?;
+        let mut orphans: Vec<InodeNo> = core.orphans.members().collect();
+        orphans.sort();
+        let numbers = (core.free_blocks, core.free_inodes, core.last_orphan);
+        Ok(State { blocks, numbers, orphans })
+    })
+    .unwrap()
 }
 
 /// Small, repeatable random numbers (xorshift).

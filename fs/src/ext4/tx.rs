@@ -18,7 +18,7 @@ use super::orphan::OrphanList;
 use super::superblock::{Counts, Geometry};
 use super::types::{BlockNo, InodeNo, Tid};
 use crate::image::Lun;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -377,6 +377,7 @@ impl Ext4 {
             match operation(&mut tx) {
                 Ok(value) => {
                     tx.finish();
+                    self.note_passed_over(&mut core);
                     return Ok(value);
                 }
                 Err(FsError::Errno(libc::ENOSPC)) if !retried && self.frees_pending(tx.core) => {
@@ -390,6 +391,7 @@ impl Ext4 {
                 Err(error) => {
                     drop(tx);
                     self.note_damage(&mut core, &error);
+                    self.note_passed_over(&mut core);
                     return Err(error);
                 }
             }
@@ -402,6 +404,14 @@ impl Ext4 {
     /// What `operation` says.
     pub(crate) fn with_core<T>(&self, operation: impl FnOnce(&mut Core) -> Result<T>) -> Result<T> {
         let mut core = self.core.lock();
-        operation(&mut core).inspect_err(|error| self.note_damage(&mut core, error))
+        let result = operation(&mut core).inspect_err(|error| self.note_damage(&mut core, error));
+        self.note_passed_over(&mut core);
+        result
+    }
+
+    fn note_passed_over(&self, core: &mut MutexGuard<'_, Core>) {
+        if let Some(error) = core.damage.passed_over.take() {
+            self.note_damage(core, &error);
+        }
     }
 }

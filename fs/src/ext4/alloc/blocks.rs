@@ -50,6 +50,19 @@ impl Core {
         Ok(())
     }
 
+    /// Takes a run (of one group) in the view alone, if all of it is free there.
+    #[cfg(test)]
+    pub(crate) fn take_free(&mut self, start: BlockNo, count: u32) -> Result<bool> {
+        let (group, bit) = self.geometry.group_of(start).expect("a block of the file system");
+        self.load_view(group)?;
+        let view = self.alloc.groups[group.0 as usize].view.as_ref().expect("loaded above");
+        let free = view.run_at(bit) >= count;
+        if free {
+            self.alloc.take(group, bit, count);
+        }
+        Ok(free)
+    }
+
     /// Searches one group: a run of at least `wanted`, or the longest there is.
     fn find_in_group(&mut self, group: GroupNo, from: u32, wanted: u32) -> Result<Option<(u32, u32)>> {
         self.load_view(group)?;
@@ -107,10 +120,10 @@ impl Core {
             let Some((longest, std::cmp::Reverse(group))) = candidate.filter(|found| found.0 > 0) else {
                 return Ok(None);
             };
-            if let Some((bit, length)) = self.find_in_group(GroupNo(group), 0, longest)? {
-                if length >= longest {
-                    return Ok(Some((GroupNo(group), bit, length)));
-                }
+            if let Some((bit, length)) = self.find_in_group(GroupNo(group), 0, longest)?
+                && length >= longest
+            {
+                return Ok(Some((GroupNo(group), bit, length)));
             }
         }
     }
@@ -192,10 +205,10 @@ impl Tx<'_> {
         ahead: u32,
     ) -> Result<(BlockNo, u32)> {
         let core = &mut *self.core;
-        let found = match core.find_run(goal, wanted, wanted.saturating_add(ahead))? {
-            None if core.alloc.drop_windows() => core.find_run(goal, wanted, wanted)?,
-            found => found,
-        };
+        let mut found = core.find_run(goal, wanted, wanted.saturating_add(ahead))?;
+        if found.is_none_or(|(_, _, run)| run < wanted.min(GOAL_RUN_MIN)) && core.alloc.drop_windows() {
+            found = core.find_run(goal, wanted, wanted)?;
+        }
         let Some((group, bit, run)) = found else { return errno(libc::ENOSPC) };
         let count = run.min(wanted);
         let behind = (run - count).min(ahead);

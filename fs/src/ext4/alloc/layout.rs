@@ -25,7 +25,7 @@ pub(crate) fn touches(zone: &SystemZone, start: u64, count: u64) -> bool {
 }
 
 fn is_power_of(mut number: u32, base: u32) -> bool {
-    while number > 1 && number % base == 0 {
+    while number > 1 && number.is_multiple_of(base) {
         number /= base;
     }
     number == 1

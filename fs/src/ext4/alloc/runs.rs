@@ -10,11 +10,11 @@ impl RunSet {
     /// Adds a run; what is in the set already stays.
     pub(super) fn insert(&mut self, start: u64, count: u64) {
         let (mut from, mut to) = (start, start + count);
-        if let Some((&before, &end)) = self.0.range(..=from).next_back() {
-            if end >= from {
-                from = before;
-                to = to.max(end);
-            }
+        if let Some((&before, &end)) = self.0.range(..=from).next_back()
+            && end >= from
+        {
+            from = before;
+            to = to.max(end);
         }
         while let Some((&next, &end)) = self.0.range(from..=to).next() {
             to = to.max(end);

@@ -21,10 +21,10 @@ impl View {
                 u64::from_le_bytes(word)
             })
             .collect();
-        if blocks % 64 != 0 {
-            if let Some(last) = taken.last_mut() {
-                *last |= !0 << (blocks % 64);
-            }
+        if !blocks.is_multiple_of(64)
+            && let Some(last) = taken.last_mut()
+        {
+            *last |= !0 << (blocks % 64);
         }
         Self { taken, blocks, first_free: 0 }
     }

@@ -7,15 +7,13 @@ pub(crate) struct NameHash {
     pub(crate) minor: u32,
 }
 
-/// Highest number of a hash that we know: 0 legacy, 1 half MD4, 2 TEA, plus 3 for names taken as unsigned bytes.
-pub(crate) const VERSION_MAX: u8 = 5;
-/// What is added to a version for the unsigned variant.
+/// What is added to a hash's number (0 legacy, 1 half MD4, 2 TEA) where names are taken as unsigned bytes.
 pub(crate) const UNSIGNED: u8 = 3;
 
 /// A hash that marks the end of a directory for the kernel's readdir; names never get it.
 const END: u32 = 0xFFFF_FFFE;
 
-/// Hashes `name` with `version` (see [`VERSION_MAX`]; larger numbers are taken as half MD4, unsigned) and the file
+/// Hashes `name` with `version` (see [`UNSIGNED`]; at most 5) and the file
 /// system's seed (all zero: MD4's own).
 pub(crate) fn hash_name(version: u8, seed: &[u32; 4], name: &[u8]) -> NameHash {
     let mut state =

@@ -65,7 +65,10 @@ impl Core {
     fn dir_blocks(&self, dir: &Inode) -> Result<u32> {
         let block_size = u64::from(self.geometry.block_size);
         let blocks = dir.size / block_size;
-        if dir.size % block_size != 0 || blocks > u64::from(u32::MAX) || blocks > self.geometry.block_count {
+        if !dir.size.is_multiple_of(block_size)
+            || blocks > u64::from(u32::MAX)
+            || blocks > self.geometry.block_count
+        {
             return Err(FsError::corrupt(format!("directory of {} bytes", dir.size), Some(dir.ino), None));
         }
         Ok(blocks as u32)
@@ -116,7 +119,7 @@ impl Core {
             1.. if index::is_node(&data) => 0,
             _ => return Err(error),
         };
-        log::warn!("{error}; reading names without the index");
+        self.damage.passed_over = Some(error);
         Ok((block, data, end))
     }
 
@@ -147,7 +150,7 @@ impl Core {
         } else if is_indexed(&self.geometry, dir) {
             match self.dir_find_indexed(dir, name) {
                 Err(error @ FsError::Corrupt { .. }) => {
-                    log::warn!("{error}; reading the directory block by block");
+                    self.damage.passed_over = Some(error);
                     self.dir_find_linear(dir, name, u32::MAX)?
                 }
                 other => other?,

@@ -4,7 +4,7 @@ use super::entry::{self, Sums};
 use super::hash::hash_name;
 use super::*;
 use crate::ext4::attr::{NewNode, RenameMode};
-use crate::ext4::test_images::{Image, ROOT, Random};
+use crate::ext4::test_images::{Image, ROOT, Random, state};
 use crate::ext4::tx::CREDITS;
 use crate::ext4::{Ext4, error::errno};
 use std::collections::BTreeSet;
@@ -176,6 +176,78 @@ fn directories_of_every_image_kind() {
     }
 }
 
+/// e2fsck holds every name's hash against the range of its leaf: a wrong one would show.
+#[test]
+fn every_hash_of_names_of_any_bytes() {
+    for hash in ["legacy", "half_md4", "tea"] {
+        for flags in ["1", "2"] {
+            let image = Image::make("32M", &["-b", "1024"]);
+            image.tool("tune2fs", &["-E", &format!("hash_alg={hash}")]);
+            image.tool("debugfs", &["-w", "-R", &format!("set_super_value flags {flags}")]);
+            let fs = image.open();
+            let version = fs.with_core(|core| Ok(core.geometry.hash_version)).unwrap();
+            let expected = ["legacy", "half_md4", "tea"].iter().position(|name| *name == hash).unwrap();
+            assert_eq!(version, expected as u8 + if flags == "2" { 3 } else { 0 });
+            let (dir, target) = (mkdir(&fs, b"dir"), file(&fs, R, b"target"));
+            let mut random = Random(11);
+            let names: BTreeSet<_> = (0..600).map(|round| random.name(1 + round % 255)).collect();
+            for name in &names {
+                fs.link(ROOT, target, dir, name).unwrap();
+            }
+            let fs = image.reopened(fs);
+            for name in &names {
+                assert_eq!(fs.lookup(dir, name).unwrap().ino, target);
+            }
+        }
+    }
+}
+
+/// Names of equal hash that a split parts go on in the next leaf, which its index entry says.
+#[test]
+fn names_of_equal_hash_in_two_leaves() {
+    let seed = "lazy_itable_init=0,hash_seed=0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
+    let image = Image::make("32M", &["-b", "1024", "-E", seed]);
+    let fs = image.open();
+    let (dir, target) = (mkdir(&fs, b"dir"), file(&fs, R, b"target"));
+    let (version, seed) =
+        fs.with_core(|core| Ok((core.geometry.hash_version, core.geometry.hash_seed))).unwrap();
+    let name = |number: u32| format!("{number:0>200}").into_bytes();
+    let mut hashed: Vec<(u32, u32)> =
+        (0..300_000).map(|number| (hash_name(version, &seed, &name(number)).major, number)).collect();
+    hashed.sort_unstable();
+    let mut numbers = BTreeSet::new();
+    for pair in hashed.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+        numbers.extend([pair[0].1, pair[1].1]);
+    }
+    assert!(numbers.len() > 10, "{} names collide", numbers.len());
+    // Neighbours by hash fill the leaves around each pair.
+    let pairs = numbers.clone();
+    for (place, (_, number)) in hashed.iter().enumerate() {
+        if pairs.contains(number) {
+            numbers.extend(
+                hashed[place.saturating_sub(6)..(place + 6).min(hashed.len())].iter().map(|entry| entry.1),
+            );
+        }
+    }
+    for number in &numbers {
+        fs.link(ROOT, target, dir, &name(*number)).unwrap();
+    }
+    let fs = image.reopened(fs);
+    assert!(image.debugfs("htree_dump dir").lines().any(|line| {
+        let hash = line.split("Hash 0x").nth(1).and_then(|rest| rest.get(..8)).unwrap_or("0");
+        line.starts_with("Entry #") && u32::from_str_radix(hash, 16).is_ok_and(|hash| hash & 1 == 1)
+    }));
+    for number in &numbers {
+        assert_eq!(fs.lookup(dir, &name(*number)).unwrap().ino, target);
+    }
+    for number in &numbers {
+        fs.unlink(ROOT, dir, &name(*number)).unwrap();
+    }
+    // What is still open when the file system is closed goes with it.
+    fs.rmdir(ROOT, R, b"dir").unwrap();
+    image.judge(fs);
+}
+
 #[test]
 fn two_hundred_thousand_names() {
     let image = Image::make("128M", &["-N", "2000"]);
@@ -247,9 +319,16 @@ fn a_damaged_index_is_passed_over_for_reading() {
     std::fs::write(&image.path, bytes).unwrap();
     let fs = image.open();
     assert_eq!(fs.lookup(dir, b"name777").unwrap().ino, target);
+    fs.close().unwrap();
+    drop(fs);
+    let state = image.debugfs("stats -h");
+    assert!(state.contains("with errors"), "reported in the superblock: {state}");
+    let fs = image.open();
     assert_eq!(fs.lookup(dir, b"..").unwrap().ino, R);
     assert_eq!(names(&fs, dir).len(), 1000);
-    assert!(matches!(fs.link(ROOT, target, dir, b"more"), Err(FsError::Corrupt { .. })));
+    let refused = fs.link(ROOT, target, dir, b"more");
+    assert!(matches!(refused, Err(FsError::Corrupt { .. })), "{refused:?}");
+    assert_eq!(fs.getattr(target).unwrap().links, 1001);
 }
 
 #[test]
@@ -311,10 +390,9 @@ fn a_failed_insertion_leaves_the_directory_as_it_was() {
     let fs = image.open();
     let dir = mkdir(&fs, b"dir");
     let target = file(&fs, R, b"target");
-    fs.close().unwrap();
     for number in 0..300 {
         let name = format!("{number:0>60}");
-        let before = image.bytes();
+        let before = (number % 10 == 0).then(|| state(&fs));
         // Splits, conversions and new levels included: put in, then the operation fails.
         let failed = fs.with_tx(ROOT, CREDITS, |tx| {
             let mut inode = tx.core.inode(dir)?;
@@ -323,13 +401,63 @@ fn a_failed_insertion_leaves_the_directory_as_it_was() {
             errno::<()>(libc::EIO)
         });
         assert!(matches!(failed, Err(FsError::Errno(libc::EIO))));
-        if number % 10 == 0 {
-            fs.close().unwrap();
-            assert!(image.bytes() == before, "round {number}");
-        }
+        assert!(before.is_none_or(|before| before == state(&fs)), "round {number}");
         fs.link(ROOT, target, dir, name.as_bytes()).unwrap();
-        fs.close().unwrap();
     }
     assert_eq!(names(&fs, dir).len(), 300);
     image.judge(fs);
+}
+
+/// Without checksums every rule of the format is on its own: whatever the blocks say, operations end, with or without an error.
+#[test]
+fn damaged_directories_never_panic_or_hang() {
+    let image = Image::make("12M", &["-b", "1024", "-O", "^metadata_csum"]);
+    let fs = image.open();
+    let (dir, target) = (mkdir(&fs, b"dir"), file(&fs, R, b"target"));
+    let name = |number: u64| format!("{number:0>100}").into_bytes();
+    for number in 0..1200 {
+        fs.link(ROOT, target, dir, &name(number)).unwrap();
+    }
+    let blocks: Vec<BlockNo> = fs
+        .with_core(|core| {
+            let dir = core.inode(dir)?;
+            let blocks = core.dir_blocks(&dir)?;
+            (0..blocks).map(|block| Ok(core.map_block(&dir, FileBlock(block))?.unwrap())).collect()
+        })
+        .unwrap();
+    fs.close().unwrap();
+    drop(fs);
+    let good = image.bytes();
+    let index: Vec<BlockNo> = blocks
+        .iter()
+        .copied()
+        .filter(|block| *block == blocks[0] || index::is_node(&good[block.0 as usize * 1024..][..1024]))
+        .collect();
+    assert!(index.len() >= 3, "two levels");
+    let mut random = Random(99);
+    let mut failures = 0;
+    for round in 0..120 {
+        let mut bytes = good.clone();
+        for _ in 0..1 + round % 3 {
+            let among = if random.below(3) > 0 { &index } else { &blocks };
+            let block = among[random.below(among.len() as u64) as usize];
+            let within = if random.below(2) == 0 { 48 } else { 1024 };
+            bytes[block.0 as usize * 1024 + random.below(within) as usize] = random.below(256) as u8;
+        }
+        let fs = Image::open_bytes(&bytes).unwrap();
+        let mut note = |failed: bool| failures += usize::from(failed);
+        note(fs.read_dir(dir, 0).is_err());
+        for _ in 0..60 {
+            let (one, two) = (name(random.below(1500)), name(random.below(1500)));
+            note(matches!(fs.lookup(dir, &one), Err(FsError::Corrupt { .. })));
+            note(matches!(fs.link(ROOT, target, dir, &one), Err(FsError::Corrupt { .. })));
+            note(matches!(
+                fs.rename(ROOT, (dir, &one), (dir, &two), RenameMode::Replace),
+                Err(FsError::Corrupt { .. })
+            ));
+            note(matches!(fs.unlink(ROOT, dir, &two), Err(FsError::Corrupt { .. })));
+        }
+        note(fs.rmdir(ROOT, R, b"dir").is_ok());
+    }
+    assert!(failures > 100, "the damage was met: {failures}");
 }

@@ -8,8 +8,12 @@ use super::super::types::{BlockNo, FileBlock, GroupNo, InodeNo};
 use super::super::{Ext4, Options, WriteAt};
 use super::node;
 use crate::image::Lun;
-use crate::image::backing::FileBacking;
+use crate::image::backing::{Backing, FileBacking};
+use crate::image::fault::{FaultBacking, Faults, Operation};
 use bytes::Bytes;
+use mirrorfs_journal::log::{LogConfig, LogLun, MirrorLog};
+use mirrorfs_journal::{Epoch, Generation, Incarnation, LunId, LunUuid};
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -21,7 +25,7 @@ const USER: Context = Context { uid: 1000, gid: 1000, may_block: true };
 struct Image {
     dir: tempfile::TempDir,
     path: PathBuf,
-    fs: Arc<Ext4>,
+    fs: Mutex<Arc<Ext4>>,
     files: Vec<InodeNo>,
 }
 
@@ -33,9 +37,13 @@ fn run(program: &str, arguments: &[&str]) -> String {
     text
 }
 
-fn open(path: &Path) -> Arc<Ext4> {
+fn open_with(path: &Path, options: Options) -> Arc<Ext4> {
     let lun = Lun::new(Arc::new(FileBacking::open(path).unwrap()), None);
-    Ext4::open(lun, Options::default()).unwrap()
+    Ext4::open(lun, options).unwrap()
+}
+
+fn open(path: &Path) -> Arc<Ext4> {
+    open_with(path, Options::default())
 }
 
 impl Image {
@@ -50,17 +58,27 @@ impl Image {
         std::fs::write(dir.path().join("script"), script).unwrap();
         run("debugfs", &["-w", "-f", dir.path().join("script").to_str().unwrap(), name]);
         let fs = open(&path);
-        Self { dir, path, fs, files: (12..12 + files).map(InodeNo).collect() }
+        Self { dir, path, fs: Mutex::new(fs), files: (12..12 + files).map(InodeNo).collect() }
     }
 
-    /// Closes it; e2fsck must have nothing to say.
+    fn fs(&self) -> Arc<Ext4> {
+        self.fs.lock().clone()
+    }
+
+    fn reopen(&self) {
+        self.fs().close().unwrap();
+        *self.fs.lock() = open(&self.path);
+    }
+
+    /// Closes it; e2fsck must have nothing to say. Then it is open again.
     fn judge(&self) {
-        self.fs.close().unwrap();
+        self.fs().close().unwrap();
         let said = run("e2fsck", &["-fn", self.path.to_str().unwrap()]);
         // A tree that could be denser is no fault.
         let complaints: Vec<&str> =
             said.lines().filter(|line| line.contains('?') && !line.contains("Optimize?")).collect();
         assert!(complaints.is_empty(), "{said}");
+        *self.fs.lock() = open(&self.path);
     }
 
     /// A file's bytes as debugfs reads them.
@@ -72,26 +90,26 @@ impl Image {
 
     fn write(&self, file: usize, offset: u64, data: &[u8]) -> usize {
         let data = Bytes::copy_from_slice(data);
-        self.fs.write(ROOT, self.files[file], WriteAt::Offset(offset), data, false).unwrap().bytes
+        self.fs().write(ROOT, self.files[file], WriteAt::Offset(offset), data, false).unwrap().bytes
     }
 
     fn size(&self, file: usize) -> u64 {
-        self.fs.with_core(|core| Ok(core.inode(self.files[file])?.size)).unwrap()
+        self.fs().with_core(|core| Ok(core.inode(self.files[file])?.size)).unwrap()
     }
 
     fn read(&self, file: usize) -> Vec<u8> {
         let mut bytes = vec![0xEE; self.size(file) as usize + 10];
-        let count = self.fs.read(self.files[file], 0, &mut bytes).unwrap();
+        let count = self.fs().read(self.files[file], 0, &mut bytes).unwrap();
         bytes.truncate(count);
         bytes
     }
 
     fn truncate(&self, file: usize, size: u64) {
-        self.fs.truncate(ROOT, self.files[file], size, &SetAttr::default()).unwrap();
+        self.fs().truncate(ROOT, self.files[file], size, &SetAttr::default()).unwrap();
     }
 
     fn fallocate(&self, file: usize, operation: Fallocate, offset: u64, length: u64) {
-        self.fs.fallocate(ROOT, self.files[file], operation, offset, length).unwrap();
+        self.fs().fallocate(ROOT, self.files[file], operation, offset, length).unwrap();
     }
 }
 
@@ -140,7 +158,7 @@ fn model_test(seed: u64, mebibytes: u64, options: &[&str]) {
             0 => {
                 let data = random.bytes(length);
                 let written = image
-                    .fs
+                    .fs()
                     .write(USER, image.files[file], WriteAt::Append, Bytes::from(data.clone()), true)
                     .unwrap();
                 assert_eq!((written.bytes, written.offset), (data.len(), model.len() as u64));
@@ -176,11 +194,11 @@ fn model_test(seed: u64, mebibytes: u64, options: &[&str]) {
                 }
             }
             5 if step % 50 == 0 => {
-                image.fs.close().unwrap();
+                image.reopen();
             }
             6 => {
                 let mut found = vec![0xEE; length as usize];
-                let count = image.fs.read(image.files[file], offset, &mut found).unwrap();
+                let count = image.fs().read(image.files[file], offset, &mut found).unwrap();
                 assert_eq!(&found[..count], &model[place(model)], "seed {seed}, step {step}");
             }
             _ => {
@@ -203,8 +221,7 @@ fn model_test(seed: u64, mebibytes: u64, options: &[&str]) {
         image.truncate(file, 0);
     }
     image.judge();
-    let reopened = open(&image.path);
-    reopened.with_core(|core| Ok(assert_eq!(core.inode(image.files[0])?.blocks_512, 0))).unwrap();
+    assert_eq!(image.fs().getattr(image.files[0]).unwrap().blocks_512, 0);
 }
 
 #[test]
@@ -249,25 +266,27 @@ fn a_hundred_thousand_fragments_are_mapped_and_freed() {
         }
     }
     let ino = image.files[0];
-    let depth = image.fs.with_core(|core| Ok(node::depth(&core.inode(ino)?.block))).unwrap();
+    let depth = image.fs().with_core(|core| Ok(node::depth(&core.inode(ino)?.block))).unwrap();
     assert!(depth >= 2, "depth {depth}");
-    assert_eq!(image.fs.seek(ino, 50_000 * 2048, true).unwrap(), 50_000 * 2048);
-    assert_eq!(image.fs.seek(ino, 50_000 * 2048, false).unwrap(), 50_000 * 2048 + 1024);
-    assert_eq!(image.fs.seek(ino, 50_000 * 2048 + 1024, true).unwrap(), 50_001 * 2048);
+    assert_eq!(image.fs().seek(ino, 50_000 * 2048, true).unwrap(), 50_000 * 2048);
+    assert_eq!(image.fs().seek(ino, 50_000 * 2048, false).unwrap(), 50_000 * 2048 + 1024);
+    assert_eq!(image.fs().seek(ino, 50_000 * 2048 + 1024, true).unwrap(), 50_001 * 2048);
     let mut bytes = vec![0; 4096];
-    image.fs.read(ino, 77_777 * 2048, &mut bytes).unwrap();
+    image.fs().read(ino, 77_777 * 2048, &mut bytes).unwrap();
     assert!(bytes[..1024] == block && bytes[1024..2048].iter().all(|byte| *byte == 0));
     image.judge();
     image.fallocate(0, Fallocate::PunchHole, 10_000 * 2048, 80_000 * 2048);
-    assert_eq!(image.fs.seek(ino, 10_000 * 2048, true).unwrap(), 90_000 * 2048);
+    assert_eq!(image.fs().seek(ino, 10_000 * 2048, true).unwrap(), 90_000 * 2048);
     image.judge();
     image.fallocate(0, Fallocate::PunchHole, 0, 1 << 30);
-    image.fs.with_core(|core| Ok(assert_eq!(core.inode(ino)?.blocks_512, 0))).unwrap();
+    assert_eq!(image.fs().getattr(ino).unwrap().blocks_512, 0);
     image.judge();
 }
 
-/// Bitmaps, descriptors and what may be allocated, of all groups.
-fn allocation(core: &mut Core) -> (u64, u64, Vec<Vec<u8>>) {
+/// Free blocks, free inodes; bitmaps and descriptors of all groups.
+type Allocation = (u64, u64, Vec<Vec<u8>>);
+
+fn allocation(core: &mut Core) -> Allocation {
     let geometry: Arc<Geometry> = core.geometry.clone();
     let mut blocks = Vec::new();
     for group in 0..geometry.group_count {
@@ -283,10 +302,10 @@ fn allocation(core: &mut Core) -> (u64, u64, Vec<Vec<u8>>) {
 fn a_handle_that_fails_leaves_no_trace() {
     let image = Image::new(24, &["-b", "1024", "-g", "512"], 2);
     image.write(0, 0, &[7; 5000]);
-    image.fs.close().unwrap();
-    let before = image.fs.with_core(|core| Ok(allocation(core))).unwrap();
+    image.reopen();
+    let before = image.fs().with_core(|core| Ok(allocation(core))).unwrap();
     for round in 0..3 {
-        let failed = image.fs.with_tx(ROOT, CREDITS, |tx| {
+        let failed = image.fs().with_tx(ROOT, CREDITS, |tx| {
             let mut inode = tx.core.inode(image.files[0])?;
             let ino = tx.alloc_inode(InodeNo::ROOT, FileKind::Directory)?;
             tx.alloc_blocks(BlockNo(1), 700)?;
@@ -299,7 +318,7 @@ fn a_handle_that_fails_leaves_no_trace() {
             Err::<(), _>(FsError::Errno(libc::EIO))
         });
         assert!(matches!(failed, Err(FsError::Errno(libc::EIO))));
-        let after = image.fs.with_core(|core| Ok(allocation(core))).unwrap();
+        let after = image.fs().with_core(|core| Ok(allocation(core))).unwrap();
         assert!(before == after, "round {round}");
     }
     assert_eq!(image.read(0), vec![7; 5000]);
@@ -308,13 +327,13 @@ fn a_handle_that_fails_leaves_no_trace() {
     let data = Bytes::from(vec![1; 1 << 20]);
     let mut written = 0;
     loop {
-        match image.fs.write(ROOT, image.files[1], WriteAt::Append, data.clone(), false) {
+        match image.fs().write(ROOT, image.files[1], WriteAt::Append, data.clone(), false) {
             Ok(done) => written += done.bytes as u64,
             Err(FsError::Errno(libc::ENOSPC)) => break,
             Err(error) => panic!("{error}"),
         }
     }
-    let left = image.fs.with_core(|core| Ok(core.free_blocks)).unwrap();
+    let left = image.fs().with_core(|core| Ok(core.free_blocks)).unwrap();
     assert_eq!(left, 0);
     assert!(written / 1024 > free - 20, "{written} bytes in {free} blocks");
     image.judge();
@@ -327,7 +346,7 @@ fn space_runs_out_to_the_last_block_and_comes_back_after_a_commit() {
     let fill = |context, file: usize| {
         let mut total = 0;
         loop {
-            match image.fs.write(context, image.files[file], WriteAt::Append, data.clone(), false) {
+            match image.fs().write(context, image.files[file], WriteAt::Append, data.clone(), false) {
                 Ok(done) => total += done.bytes,
                 Err(FsError::Errno(libc::ENOSPC)) => return total,
                 Err(error) => panic!("{error}"),
@@ -337,23 +356,71 @@ fn space_runs_out_to_the_last_block_and_comes_back_after_a_commit() {
     // Two files side by side, so that windows are open when space runs out.
     fill(USER, 0);
     let (left, reserved) =
-        image.fs.with_core(|core| Ok((core.free_blocks, core.geometry.reserved_blocks))).unwrap();
+        image.fs().with_core(|core| Ok((core.free_blocks, core.geometry.reserved_blocks))).unwrap();
     assert_eq!(left, reserved);
     assert!(reserved > 0);
     fill(ROOT, 1);
-    assert_eq!(image.fs.with_core(|core| Ok(core.free_blocks)).unwrap(), 0);
+    assert_eq!(image.fs().with_core(|core| Ok(core.free_blocks)).unwrap(), 0);
     assert_eq!(image.size(0) % 1024, 0, "the last write was cut where the blocks ended");
     image.judge();
     // Freed blocks are had again only by way of a commit, which the retry forces; a thread that may not wait is told so.
     let size = image.size(1);
     image.truncate(1, 0);
     let hasty = Context { may_block: false, ..ROOT };
-    let refused = image.fs.write(hasty, image.files[2], WriteAt::Append, Bytes::from(vec![9; 2000]), false);
+    let refused = image.fs().write(hasty, image.files[2], WriteAt::Append, Bytes::from(vec![9; 2000]), false);
     assert!(matches!(refused, Err(FsError::WouldBlock)), "{refused:?}");
     assert_eq!(image.size(2), 0);
     let again = fill(ROOT, 2);
     assert!(again as u64 + 2048 >= size, "{again} of {size}");
     image.judge();
+}
+
+#[test]
+fn space_that_ends_within_the_tree_leaves_it_whole() {
+    let image = Image::new(16, &["-b", "1024", "-m", "0", "-O", "^resize_inode"], 4);
+    let try_write = |file: usize, offset: u64, count: usize| {
+        let data = Bytes::from(vec![file as u8 + 1; count]);
+        match image.fs().write(ROOT, image.files[file], WriteAt::Offset(offset), data, false) {
+            Ok(written) => written.bytes,
+            Err(FsError::Errno(libc::ENOSPC)) => 0,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    image.fallocate(0, Fallocate::Reserve { keep_size: false }, 0, 4 << 20);
+    // Fragments until no more fit.
+    let mut fragments = Vec::new();
+    for index in 0.. {
+        let written = try_write(1, index * 20_480, 10_240);
+        fragments.push((index * 20_480, written));
+        if written < 10_240 {
+            break;
+        }
+    }
+    while try_write(2, image.size(2), 1024) > 0 {}
+    image.judge();
+    // Reserved blocks turn into written ones, which splits extents: the tree needs blocks that are not there.
+    let mut refused = 0;
+    let mut taken = Vec::new();
+    for index in (0..2048).rev() {
+        let offset = index * 2048;
+        match try_write(0, offset, 1024) {
+            0 => refused += 1,
+            _ => taken.push(offset),
+        }
+    }
+    assert!(refused > 0 && !taken.is_empty(), "{refused} refused, {} taken", taken.len());
+    let mut expected = vec![0; 4 << 20];
+    for offset in taken {
+        expected[offset as usize..offset as usize + 1024].fill(1);
+    }
+    assert!(image.read(0) == expected);
+    let bytes = image.read(1);
+    for (offset, count) in fragments {
+        let part = offset as usize..offset as usize + count;
+        assert!(bytes[part].iter().all(|byte| *byte == 2));
+    }
+    image.judge();
+    assert!(image.dump(0) == expected);
 }
 
 #[test]
@@ -366,7 +433,7 @@ fn files_written_side_by_side_stay_in_long_runs() {
     }
     for file in 0..2 {
         let extents = image
-            .fs
+            .fs()
             .with_core(|core| {
                 let inode = core.inode(image.files[file])?;
                 let mut count = 0;
@@ -386,30 +453,27 @@ fn files_written_side_by_side_stay_in_long_runs() {
 #[test]
 fn discards_are_handed_out_once_and_hold_their_blocks() {
     let image = Image::new(32, &["-b", "4096"], 1);
-    image.write(0, 0, &vec![1; 4 << 20]);
-    image.truncate(0, 1 << 20);
-    let taken = image
-        .fs
-        .with_core(|core| {
-            assert!(core.alloc.take_discards(10).is_empty(), "not committed yet");
-            Ok(())
-        })
-        .and_then(|()| image.fs.close())
-        .and_then(|_| image.fs.with_core(|core| Ok(core.alloc.take_discards(10))))
-        .unwrap();
-    assert_eq!(taken.iter().map(|run| u64::from(run.1)).sum::<u64>(), 3 << 8);
-    image.fs.with_core(|core| Ok(assert!(core.alloc.is_discarding() && !core.alloc.has_discards()))).unwrap();
-    let free = image.fs.with_core(|core| Ok(core.free_blocks)).unwrap();
-    // What is being discarded can't be had: a file of all the rest ends that much earlier.
-    let mut written = 0;
-    while let Ok(done) =
-        image.fs.write(ROOT, image.files[0], WriteAt::Append, Bytes::from(vec![2; 1 << 20]), false)
-    {
-        written += done.bytes as u64;
-    }
-    assert!(written / 4096 <= free - (3 << 8));
-    image.fs.with_core(|core| Ok(core.alloc.discarded(&taken))).unwrap();
-    assert_eq!(image.write(0, image.size(0), &[1; 4096]), 4096);
+    let checked = image.fs().with_core(|core| {
+        let (start, count) = (BlockNo(6000), 100);
+        let everything = core.free_blocks as u32;
+        // As if freed in a transaction that has now committed.
+        assert!(core.take_free(start, count)?);
+        assert!(!core.take_free(start, 1)?, "in use");
+        assert!(core.alloc.take_discards(10).is_empty());
+        core.alloc.committed(&[(start, 40), (BlockNo(6040), 60)]);
+        assert!(core.alloc.has_discards());
+        let taken = core.alloc.take_discards(10);
+        assert_eq!(taken, [(start, count)]);
+        assert!(core.alloc.is_discarding() && !core.alloc.has_discards());
+        assert!(!core.take_free(BlockNo(6050), 1)?, "must not be had while it is discarded");
+        core.alloc.discarded(&taken);
+        assert!(!core.alloc.is_discarding());
+        assert!(core.take_free(start, count)?);
+        core.alloc.committed(&[(start, count)]);
+        assert_eq!(core.free_blocks as u32, everything);
+        Ok(())
+    });
+    checked.unwrap();
     image.judge();
 }
 
@@ -422,16 +486,16 @@ fn an_unclean_end_of_file_never_shows() {
     assert!(image.read(0)[100..].iter().all(|byte| *byte == 0));
     // Rubbish behind the end, as another implementation may have left it.
     let place = image
-        .fs
+        .fs()
         .with_core(|core| {
             let inode = core.inode(image.files[0])?;
             Ok(core.map_block(&inode, FileBlock(0))?.unwrap().0 * 4096)
         })
         .unwrap();
     let mut block = vec![0; 4096];
-    image.fs.lun().read(place, &mut block).unwrap();
+    image.fs().lun().read(place, &mut block).unwrap();
     block[3000..].fill(0x77);
-    image.fs.lun().write(place, block.clone().into(), mirrorfs_journal::Origin::Metadata).unwrap();
+    image.fs().lun().write(place, block.clone().into(), mirrorfs_journal::Origin::Metadata).unwrap();
     image.write(0, 8000, b"x");
     assert!(image.read(0)[100..8000].iter().all(|byte| *byte == 0));
     image.judge();
@@ -442,7 +506,7 @@ fn limits_and_kinds_are_refused() {
     let image = Image::new(16, &["-b", "1024"], 1);
     let ino = image.files[0];
     let write = |ino, offset, count| {
-        image.fs.write(ROOT, ino, WriteAt::Offset(offset), Bytes::from(vec![1; count]), false)
+        image.fs().write(ROOT, ino, WriteAt::Offset(offset), Bytes::from(vec![1; count]), false)
     };
     let limit = ((1_u64 << 32) - 1) * 1024;
     assert!(matches!(write(ino, limit, 1), Err(FsError::Errno(libc::EFBIG))));
@@ -450,16 +514,16 @@ fn limits_and_kinds_are_refused() {
     assert_eq!(write(ino, limit - 5, 10).unwrap().bytes, 5);
     assert_eq!(image.size(0), limit);
     assert!(matches!(
-        image.fs.truncate(ROOT, ino, limit + 1, &SetAttr::default()),
+        image.fs().truncate(ROOT, ino, limit + 1, &SetAttr::default()),
         Err(FsError::Errno(libc::EFBIG))
     ));
     assert!(matches!(write(InodeNo::ROOT, 0, 1), Err(FsError::Errno(libc::EISDIR))));
-    assert!(matches!(image.fs.read(InodeNo::ROOT, 0, &mut [0; 10]), Err(FsError::Errno(libc::EISDIR))));
-    assert!(matches!(image.fs.read(InodeNo(500), 0, &mut [0; 10]), Err(FsError::Errno(libc::ESTALE))));
-    assert!(matches!(image.fs.seek(ino, limit, true), Err(FsError::Errno(libc::ENXIO))));
+    assert!(matches!(image.fs().read(InodeNo::ROOT, 0, &mut [0; 10]), Err(FsError::Errno(libc::EISDIR))));
+    assert!(matches!(image.fs().read(InodeNo(500), 0, &mut [0; 10]), Err(FsError::Errno(libc::ESTALE))));
+    assert!(matches!(image.fs().seek(ino, limit, true), Err(FsError::Errno(libc::ENXIO))));
     image.judge();
     image.truncate(0, 0);
-    assert!(matches!(image.fs.seek(ino, 0, false), Err(FsError::Errno(libc::ENXIO))));
+    assert!(matches!(image.fs().seek(ino, 0, false), Err(FsError::Errno(libc::ENXIO))));
     image.judge();
 }
 
@@ -471,24 +535,30 @@ fn a_damaged_tree_is_an_error_not_a_loop() {
     }
     let ino = image.files[0];
     let (leaf, root) = image
-        .fs
+        .fs()
         .with_core(|core| {
             let inode = core.inode(ino)?;
             Ok((node::child(&inode.block, 0), inode.block))
         })
         .unwrap();
     assert!(node::depth(&root) > 0);
-    image.fs.close().unwrap();
+    image.fs().close().unwrap();
+    let lun = image.fs().lun().clone();
     for (at, value) in [(0, 0_u8), (6, 9), (2, 255), (12, 255), (12 + 4, 0), (12 + 8, 1)] {
         let mut block = vec![0; 1024];
-        image.fs.lun().read(leaf * 1024, &mut block).unwrap();
+        lun.read(leaf * 1024, &mut block).unwrap();
         let good = block.clone();
         block[at..at + 2].fill(value);
-        image.fs.lun().write(leaf * 1024, block.into(), mirrorfs_journal::Origin::Metadata).unwrap();
-        let found = open(&image.path).read(ino, 0, &mut [0; 10]);
+        lun.write(leaf * 1024, block.into(), mirrorfs_journal::Origin::Metadata).unwrap();
+        let found = open_with(&image.path, Options { read_only: true, ..Options::default() }).read(
+            ino,
+            0,
+            &mut [0; 10],
+        );
         assert!(matches!(found, Err(FsError::Corrupt { .. })), "byte {at}: {found:?}");
-        image.fs.lun().write(leaf * 1024, good.into(), mirrorfs_journal::Origin::Metadata).unwrap();
+        lun.write(leaf * 1024, good.into(), mirrorfs_journal::Origin::Metadata).unwrap();
     }
+    *image.fs.lock() = open(&image.path);
     image.judge();
 }
 
@@ -496,13 +566,130 @@ fn a_damaged_tree_is_an_error_not_a_loop() {
 fn access_times_follow_relatime() {
     let image = Image::new(16, &[], 1);
     let ino = image.files[0];
-    let atime = || image.fs.with_core(|core| Ok(core.inode(ino)?.atime)).unwrap();
+    let atime = || image.fs().with_core(|core| Ok(core.inode(ino)?.atime)).unwrap();
     image.write(0, 0, b"x");
     let before = Timestamp::now();
-    image.fs.touch_atime(ROOT, ino).unwrap();
+    image.fs().touch_atime(ROOT, ino).unwrap();
     let first = atime();
     assert!(first >= before);
-    image.fs.touch_atime(ROOT, ino).unwrap();
+    image.fs().touch_atime(ROOT, ino).unwrap();
     assert_eq!(atime(), first);
+    image.judge();
+}
+
+/// Everything that a failed operation could have changed.
+fn everything(fs: &Ext4, ino: InodeNo) -> (String, Allocation) {
+    fs.with_core(|core| {
+        let inode = core.inode(ino)?;
+        Ok((format!("{inode:?}"), allocation(core)))
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_full_host_is_no_space_and_changes_nothing() {
+    let image = Image::new(64, &[], 1);
+    image.fs().close().unwrap();
+    let faults = Faults::new(1);
+    let backing = FaultBacking::new(Arc::new(FileBacking::open(&image.path).unwrap()), faults.clone());
+    let fs = Ext4::open(Lun::new(Arc::new(backing), None), Options::default()).unwrap();
+    let ino = image.files[0];
+    let before = everything(&fs, ino);
+    faults.fail_from(Operation::Reserve, 0, libc::ENOSPC);
+    let write = || fs.write(ROOT, ino, WriteAt::Append, Bytes::from(vec![1; 1 << 20]), false);
+    assert!(matches!(write(), Err(FsError::Errno(libc::ENOSPC))));
+    assert!(everything(&fs, ino) == before);
+    faults.heal();
+    assert_eq!(write().unwrap().bytes, 1 << 20);
+    fs.close().unwrap();
+    *image.fs.lock() = open(&image.path);
+    image.judge();
+}
+
+#[test]
+fn a_thread_that_may_not_wait_leaves_cold_regions_alone() {
+    let image = Image::new(64, &[], 1);
+    image.fs().close().unwrap();
+    let backing = Arc::new(FileBacking::open(&image.path).unwrap());
+    let log = MirrorLog::open(LogConfig {
+        dir: image.dir.path().join("queue"),
+        memory_bytes_max: 64 << 20,
+        queue_bytes_max: None,
+        incarnation: Incarnation(1),
+        luns: vec![LogLun {
+            id: LunId(0),
+            uuid: LunUuid([1; 16]),
+            generation: Generation(1),
+            name: "data".into(),
+            size_bytes: backing.size_bytes(),
+            durable_epoch: Epoch(0),
+            clean: true,
+            all_regions: false,
+        }],
+    })
+    .unwrap();
+    let fs = Ext4::open(Lun::new(backing, Some((LunId(0), log))), Options::default()).unwrap();
+    let ino = image.files[0];
+    let before = everything(&fs, ino);
+    let write = |may_block, offset| {
+        let context = Context { may_block, ..ROOT };
+        fs.write(context, ino, WriteAt::Offset(offset), Bytes::from(vec![1; 16 << 20]), false)
+    };
+    assert!(matches!(write(false, 0), Err(FsError::WouldBlock)));
+    assert!(everything(&fs, ino) == before);
+    let written = write(true, 0).unwrap();
+    assert_eq!(written.bytes, 16 << 20);
+    assert!(written.appended.is_some());
+    assert!(write(false, 0).is_ok(), "warm now");
+    fs.close().unwrap();
+    *image.fs.lock() = open(&image.path);
+    assert!(image.read(0).iter().all(|byte| *byte == 1));
+    image.judge();
+}
+
+#[test]
+fn parallel_writers_and_readers_keep_files_apart() {
+    let image = Image::new(128, &["-b", "4096"], 4);
+    let fs = image.fs();
+    std::thread::scope(|scope| {
+        for (index, ino) in image.files.iter().copied().enumerate() {
+            let fs = &fs;
+            scope.spawn(move || {
+                let mut random = Random(index as u64 + 77);
+                let mut model = Vec::new();
+                for step in 0..300 {
+                    let data = vec![(index * 60 + step % 50) as u8 + 1; 1 + random.below(60_000) as usize];
+                    match random.below(8) {
+                        0 => {
+                            let size = random.below(model.len() as u64 + 1);
+                            fs.truncate(ROOT, ino, size, &SetAttr::default()).unwrap();
+                            model.truncate(size as usize);
+                        }
+                        1 => {
+                            let offset = random.below(model.len() as u64 + 1);
+                            fs.fallocate(ROOT, ino, Fallocate::PunchHole, offset, 30_000).unwrap();
+                            let end = model.len().min(offset as usize + 30_000);
+                            model[offset as usize..end].fill(0);
+                        }
+                        _ => {
+                            fs.write(ROOT, ino, WriteAt::Append, Bytes::from(data.clone()), false).unwrap();
+                            model.extend(data);
+                        }
+                    }
+                    let offset = random.below(model.len() as u64 + 1) as usize;
+                    let mut found = vec![0xEE; 20_000];
+                    let count = fs.read(ino, offset as u64, &mut found).unwrap();
+                    assert!(
+                        found[..count] == model[offset..model.len().min(offset + 20_000)],
+                        "file {index}, step {step}"
+                    );
+                    if model.len() > 4 << 20 {
+                        fs.truncate(ROOT, ino, 0, &SetAttr::default()).unwrap();
+                        model.clear();
+                    }
+                }
+            });
+        }
+    });
     image.judge();
 }

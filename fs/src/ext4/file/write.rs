@@ -74,6 +74,25 @@ struct Plan {
 }
 
 impl Plan {
+    /// Where the data go, with nothing mapped yet; cut at the largest size that a file can have.
+    fn new(core: &Core, inode: &Inode, at: WriteAt, length: usize) -> Result<Self> {
+        check_regular(inode)?;
+        if inode.has(flag::IMMUTABLE) {
+            return errno(libc::EPERM);
+        }
+        let offset = match at {
+            WriteAt::Offset(offset) => offset,
+            WriteAt::Append => inode.size,
+        };
+        let room = size_max(core).saturating_sub(offset);
+        if room == 0 && length > 0 {
+            return errno(libc::EFBIG);
+        }
+        let block_size = u64::from(core.geometry.block_size);
+        let bytes = room.min(length as u64) as usize;
+        Ok(Self { block_size, offset, bytes, short: bytes < length, ..Self::default() })
+    }
+
     fn add(&mut self, run: Run) {
         match self.runs.last_mut() {
             Some(last)
@@ -193,7 +212,8 @@ impl Ext4 {
         Err(FsError::WouldBlock)
     }
 
-    /// Prepares as much of a write as one handle may.
+    /// Prepares as much of a write as one handle may. Where space runs out on the way, the handle is put back, for the tree
+    /// may be half changed, and another goes exactly as far as there was space.
     fn plan_write(
         &self,
         context: Context,
@@ -202,67 +222,50 @@ impl Ext4 {
         length: usize,
         kill_privileges: bool,
     ) -> Result<Plan> {
-        let mut attempts = 0;
-        self.with_tx(context, CREDITS, |tx| {
-            attempts += 1;
-            let mut inode = tx.core.inode(ino)?;
-            check_regular(&inode)?;
-            if inode.has(flag::IMMUTABLE) {
-                return errno(libc::EPERM);
-            }
-            let block_size = u64::from(tx.core.geometry.block_size);
-            let offset = match at {
-                WriteAt::Offset(offset) => offset,
-                WriteAt::Append => inode.size,
-            };
-            let mut plan = Plan { block_size, offset, bytes: length, ..Plan::default() };
-            if length == 0 {
-                return Ok(plan);
-            }
-            let end = match offset.checked_add(length as u64) {
-                Some(end) if end <= size_max(tx.core) => end,
-                _ if offset < size_max(tx.core) => size_max(tx.core),
-                _ => return errno(libc::EFBIG),
-            };
-            plan.short = end - offset < length as u64;
-            let old_size = inode.size;
-            if offset > old_size {
-                plan.gap = Zeroes::in_block(tx.core, &inode, old_size, offset)?;
-            }
-            let units = inode.blocks_512;
-            let mut block = offset / block_size;
-            let last = end.div_ceil(block_size);
-            while block < last && (plan.runs.is_empty() || tx.changed_blocks() < STEP_CREDITS) {
-                match tx.map_for_write(&mut inode, block, last) {
-                    Ok(run) => {
-                        block += run.count;
-                        plan.add(run);
-                    }
-                    Err(FsError::Errno(libc::ENOSPC))
-                        if !plan.runs.is_empty() && (attempts > 1 || !self.frees_pending(tx.core)) =>
-                    {
-                        plan.short = true;
-                        break;
-                    }
-                    Err(error) => return Err(error),
+        let mut limit = u64::MAX;
+        loop {
+            let mut fitted = 0;
+            let planned = self.with_tx(context, CREDITS, |tx| {
+                let mut inode = tx.core.inode(ino)?;
+                let mut plan = Plan::new(tx.core, &inode, at, length)?;
+                if length == 0 {
+                    return Ok(plan);
                 }
+                let old_size = inode.size;
+                if plan.offset > old_size {
+                    plan.gap = Zeroes::in_block(tx.core, &inode, old_size, plan.offset)?;
+                }
+                let units = inode.blocks_512;
+                let end = plan.offset + plan.bytes as u64;
+                let mut block = plan.offset / plan.block_size;
+                let last = end.div_ceil(plan.block_size).min(limit);
+                while block < last && (plan.runs.is_empty() || tx.changed_blocks() < STEP_CREDITS) {
+                    fitted = if plan.runs.is_empty() { 0 } else { block };
+                    let run = tx.map_for_write(&mut inode, block, last)?;
+                    block += run.count;
+                    plan.add(run);
+                }
+                plan.short |= block == limit;
+                let reached = end.min(block * plan.block_size);
+                plan.bytes = (reached - plan.offset) as usize;
+                self.check_warm(context, &plan)?;
+                if kill_privileges {
+                    tx.kill_privileges(&mut inode)?;
+                }
+                inode.size = old_size.max(reached);
+                let now = Timestamp::now();
+                (inode.mtime, inode.ctime) = (now, now);
+                tx.put_inode(&inode)?;
+                let converted = plan.runs.iter().any(|run| run.fresh);
+                tx.touched(ino, converted || inode.size != old_size || inode.blocks_512 != units);
+                plan.guard = Some(tx.data_guard());
+                Ok(plan)
+            });
+            match planned {
+                Err(FsError::Errno(libc::ENOSPC)) if fitted > 0 => limit = fitted,
+                planned => return planned.inspect(|plan| self.warm_ahead(plan)),
             }
-            let reached = end.min(block * block_size);
-            plan.bytes = (reached - offset) as usize;
-            self.check_warm(context, &plan)?;
-            if kill_privileges {
-                tx.kill_privileges(&mut inode)?;
-            }
-            inode.size = old_size.max(reached);
-            let now = Timestamp::now();
-            (inode.mtime, inode.ctime) = (now, now);
-            tx.put_inode(&inode)?;
-            let converted = plan.runs.iter().any(|run| run.fresh);
-            tx.touched(ino, converted || inode.size != old_size || inode.blocks_512 != units);
-            plan.guard = Some(tx.data_guard());
-            Ok(plan)
-        })
-        .inspect(|plan| self.warm_ahead(plan))
+        }
     }
 
     /// Has the regions that a growing file will reach next marked in the background.
@@ -319,11 +322,11 @@ impl Ext4 {
         if !run.fresh {
             let unit = unit as usize;
             let tail = buffer.len() - unit;
-            let has_head = head > 0;
+            let (has_head, has_tail) = (head > 0, to as usize % unit > 0);
             if has_head {
                 self.lun.read(place, &mut buffer[..unit])?;
             }
-            if to as usize % unit != 0 && !(has_head && tail == 0) {
+            if has_tail && (tail > 0 || !has_head) {
                 self.lun.read(place + tail as u64, &mut buffer[tail..])?;
             }
         }

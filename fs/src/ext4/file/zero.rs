@@ -18,7 +18,7 @@ impl Zeroes {
     /// `from` is where a block starts: whole blocks are not this one's business.
     pub(super) fn in_block(core: &mut Core, inode: &Inode, from: u64, to: u64) -> Result<Self> {
         let block_size = u64::from(core.geometry.block_size);
-        if from % block_size == 0 {
+        if from.is_multiple_of(block_size) {
             return Ok(Self::default());
         }
         Self::part(core, inode, from, to.min(from.next_multiple_of(block_size)))

@@ -39,7 +39,7 @@ impl Acl {
         if le32(bytes, 0) != XATTR_VERSION {
             return errno(libc::EOPNOTSUPP);
         }
-        if (bytes.len() - 4) % 8 != 0 {
+        if !(bytes.len() - 4).is_multiple_of(8) {
             return errno(libc::EINVAL);
         }
         let entries: Vec<AclEntry> = bytes[4..]

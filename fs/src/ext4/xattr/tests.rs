@@ -78,7 +78,6 @@ fn values_move_between_inode_and_block() {
         }
         refused(fs.removexattr(ROOT, ino, b"user.small"), libc::ENODATA);
         assert_eq!(fs.listxattr(ino).unwrap(), Vec::<Vec<u8>>::new());
-        fs.close().unwrap();
         assert_eq!(fs.statfs().unwrap().blocks_free, blocks);
         image.judge(fs);
     }
@@ -110,8 +109,7 @@ fn a_block_shared_by_the_kernel_is_copied_before_it_changes() {
     fs.removexattr(ROOT, two, b"user.shared").unwrap();
     assert_eq!(block(two), 0);
     assert_eq!(fs.getxattr(three, b"user.shared").unwrap(), [b'v'; 400]);
-    fs.close().unwrap();
-    image.fsck();
+    let fs = image.reopened(fs);
     fs.unlink(ROOT, R, b"three").unwrap();
     fs.evict(ROOT, three).unwrap();
     image.judge(fs);
