@@ -309,3 +309,61 @@ fn file_data_survive_crashes_whole_1k() {
     let features = "extent,has_journal,ext_attr,dir_index,filetype";
     crash_data_everywhere(&Form { block_size: 1024, features, ..Form::default() }, 22, 400, 25);
 }
+
+/// Threads that write, sync, truncate and remove, in an image that is too small for all of it and with a journal that is full all
+/// the time: everybody gets on, nobody gets another's bytes, and what is left is clean.
+#[test]
+fn a_crowd_in_a_full_image_gets_on() {
+    let features = "extent,has_journal,ext_attr,dir_index,filetype,64bit,metadata_csum,extra_isize";
+    let image = Image::make(&Form { block_size: 1024, features, ..Form::default() });
+    let recorder = Recorder::over(&image.bytes);
+    recorder.slow_syncs(Duration::from_micros(300));
+    let ext4 = Ext4::open(lun_over(recorder.clone()), Options::default()).unwrap();
+    let refused = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4u64)
+            .map(|thread| {
+                let ext4 = &ext4;
+                scope.spawn(move || {
+                    let mut random = Random(thread);
+                    let mut refused = 0;
+                    for round in 0..40u64 {
+                        let id = thread * 1000 + round;
+                        let name = format!("t{id}").into_bytes();
+                        let ino =
+                            ext4.make(WAIT, InodeNo::ROOT, &name, NewNode::Regular, 0o644, 0).unwrap().ino;
+                        let mut size = 0;
+                        for _ in 0..20 {
+                            let length = 1 + random.below(60_000) as u64;
+                            let bytes: Vec<u8> =
+                                (size..size + length).map(|at| content_byte(id, at)).collect();
+                            match ext4.write(WAIT, ino, WriteAt::Append, Bytes::from(bytes), false) {
+                                Ok(written) => {
+                                    refused += u32::from(written.bytes as u64 != length);
+                                    size += written.bytes as u64;
+                                }
+                                Err(super::error::FsError::Errno(libc::ENOSPC)) => refused += 1,
+                                Err(error) => panic!("{error}"),
+                            }
+                            if random.below(4) == 0 {
+                                sync(ext4);
+                            }
+                        }
+                        size -= random.below(size as usize / 2 + 1) as u64;
+                        ext4.truncate(WAIT, ino, size, &SetAttr::default()).unwrap();
+                        let mut content = vec![0; size as usize];
+                        assert_eq!(ext4.read(ino, 0, &mut content).unwrap(), content.len());
+                        let wrong = (0..size).find(|at| content[*at as usize] != content_byte(id, *at));
+                        assert_eq!(wrong, None, "file {id} of {size} bytes");
+                        ext4.unlink(WAIT, InodeNo::ROOT, &name).unwrap();
+                        ext4.evict(WAIT, ino).unwrap();
+                    }
+                    refused
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u32>()
+    });
+    assert!(refused > 0, "the image was never full");
+    ext4.close().unwrap();
+    check_clean(&recorder.bytes());
+}

@@ -29,8 +29,6 @@ mod superblock;
 mod tx;
 mod xattr;
 
-mod xattr;
-
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
