@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest request.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// Requests served at once: a `sync` may wait long, and must not keep `status` from being answered.
 const REQUESTS_MAX: usize = 64;
+/// How long the process's end waits for answers under way.
+const ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What answers the requests. Called from threads of the server.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -27,6 +29,7 @@ pub(crate) struct Server {
     path: PathBuf,
     dir: std::fs::File,
     stop: Arc<AtomicBool>,
+    running: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -41,11 +44,13 @@ impl Server {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).context(context)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stop_seen = stop.clone();
+        let running = Arc::new(AtomicUsize::new(0));
+        let counted = running.clone();
         let thread = std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || serve(&listener, &handler, &stop_seen))
+            .spawn(move || serve(&listener, &handler, &stop_seen, &counted))
             .context(context)?;
-        Ok(Self { path, dir: handle, stop, thread: Some(thread) })
+        Ok(Self { path, dir: handle, stop, running, thread: Some(thread) })
     }
 }
 
@@ -57,13 +62,17 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        // Answers under way (to the `umount` that ends us, above all) are still given.
+        let begun = Instant::now();
+        while self.running.load(Ordering::Acquire) > 0 && begun.elapsed() < ANSWERS_TIMEOUT {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 /// Takes connections until told to stop; each request has a thread of its own.
-fn serve(listener: &UnixListener, handler: &Arc<dyn Handler>, stop: &AtomicBool) {
-    let running = Arc::new(AtomicUsize::new(0));
+fn serve(listener: &UnixListener, handler: &Arc<dyn Handler>, stop: &AtomicBool, running: &Arc<AtomicUsize>) {
     for stream in listener.incoming() {
         if stop.load(Ordering::Acquire) {
             return;

@@ -184,7 +184,10 @@ fn lun_status(served: &ServedLun) -> LunStatus {
         size_bytes: served.image.size_bytes(),
         free_bytes: statfs.map(|statfs| statfs.blocks_available * u64::from(statfs.block_size)),
         commits: Some(fs.commits),
-        label: describe(label.role, &label.state, label.durable_epoch),
+        label: match label.state {
+            mirrorfs_fs::image::State::InUse => "primary, in use".into(),
+            _ => describe(label.role, &label.state, label.durable_epoch),
+        },
         problem: None,
     }
 }

@@ -146,9 +146,8 @@ fn an_ordinary_user() {
     let program = base.join("mirrorfs");
     fs::copy(env!("CARGO_BIN_EXE_mirrorfs"), &program).expect("a copy that he may run");
     let script = format!(
-        "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/fuse c 10 229 && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && \
-         ln -s /proc/self/fd /dev/fd && \
-         setpriv --reuid=65534 --regid=65534 --clear-groups env HOME={base} MIRRORFS_STATE_ROOT={base}/root sh -ec '\
+        "mkdir {base}/dev && mount -t tmpfs -o dev tmpfs {base}/dev && mknod -m 666 {base}/dev/fuse c 10 229 && \
+         mount --bind {base}/dev/fuse /dev/fuse && setpriv --reuid=65534 --regid=65534 --clear-groups env HOME={base} MIRRORFS_STATE_ROOT={base}/root sh -ec '\
          {program} mount {mnt} --local --size 64M --state-dir {base}/state; \
          echo hello > {mnt}/file; cat {mnt}/file; {program} umount {mnt}'",
         base = base.display(),

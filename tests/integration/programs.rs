@@ -70,7 +70,7 @@ fn cp_tar_rsync() {
     let mnt = pair.mnt();
     run(tool("cp").arg("-a").arg(source.path()).arg(mnt.join("cp")));
     fs::create_dir(mnt.join("tar")).expect("a directory");
-    let pipe = format!("tar -C {:?} -cf - . | tar -C {:?} -xpf -", source.path(), mnt.join("tar"));
+    let pipe = format!("tar -C {:?} --format=posix -cf - . | tar -C {:?} -xpf -", source.path(), mnt.join("tar"));
     run(tool("sh").args(["-c", &pipe]));
     run(tool("rsync").args(["-aH"]).arg(format!("{}/", source.path().display())).arg(mnt.join("rsync")));
     // Changes, then rsync by checksum, deleting.
@@ -197,6 +197,7 @@ fn posix_corners() {
     let mut hole = [1; 4096];
     fs::File::open(mnt.join("sparse")).expect("open").read_exact_at(&mut hole, 50 << 20).expect("read");
     assert_eq!(hole, [0; 4096]);
+    drop(sparse);
     // Long names, long symlinks, names that are no text.
     let long = "n".repeat(255);
     fs::write(mnt.join(&long), b"x").expect("255 bytes");

@@ -294,6 +294,13 @@ impl Inode {
             put32(&mut self.block, 4, rdev);
         }
     }
+    /// A time as the image keeps it: whole seconds where the inode has no room for more.
+    fn kept(&self, time: Timestamp, extra_at: usize) -> Timestamp {
+        match extra_field(self.extra_isize, extra_at) {
+            Some(_) => time,
+            None => Timestamp { nanoseconds: 0, ..time },
+        }
+    }
     /// As the frontend sees it.
     pub(crate) fn attr(&self) -> Attr {
         Attr {
@@ -306,10 +313,10 @@ impl Inode {
             gid: self.gid,
             size: self.size,
             blocks_512: self.blocks_512,
-            atime: self.atime,
-            mtime: self.mtime,
-            ctime: self.ctime,
-            crtime: self.crtime,
+            atime: self.kept(self.atime, ATIME_EXTRA),
+            mtime: self.kept(self.mtime, MTIME_EXTRA),
+            ctime: self.kept(self.ctime, CTIME_EXTRA),
+            crtime: self.kept(self.crtime, CRTIME_EXTRA),
             rdev: self.rdev(),
         }
     }

@@ -140,6 +140,12 @@ impl Ext4 {
         Ok(ext4)
     }
 
+    /// What times are rounded down to: inodes of 128 bytes keep whole seconds.
+    pub fn time_granularity(&self) -> std::time::Duration {
+        let has_extra = self.core.lock().geometry.want_extra_isize > 0;
+        if has_extra { std::time::Duration::from_nanos(1) } else { std::time::Duration::from_secs(1) }
+    }
+
     /// The image.
     pub fn lun(&self) -> &Arc<Lun> {
         &self.lun

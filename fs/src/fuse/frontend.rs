@@ -66,6 +66,10 @@ impl Filesystem for Handler {
                 log::info!("this kernel does not offer {capability:?}");
             }
         }
+        let granularity = self.server.luns.iter().map(|lun| lun.fs.time_granularity()).max().unwrap_or_default();
+        if config.set_time_granularity(granularity).is_err() {
+            log::warn!("the kernel will show times finer than the image can keep");
+        }
         // FUSE_ATOMIC_O_TRUNC is left out: it needs the OPEN that this saves.
         let unasked = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.server.opens_unasked.store(unasked, Ordering::Relaxed);

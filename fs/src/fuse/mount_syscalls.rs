@@ -87,15 +87,25 @@ fn is_dead(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
+/// Whether a mount point has lost its server. stat(2) may be answered from the kernel's cache; statfs(2) never is.
+fn server_is_dead(path: &Path) -> bool {
+    if path.metadata().is_err_and(|error| is_dead(&error)) {
+        return true;
+    }
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    let mut found = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `path` is a C string and `found` has room for a statfs, both through the call.
+    check(unsafe { libc::statfs(path.as_ptr(), found.as_mut_ptr()) }).is_err_and(|error| is_dead(&error))
+}
+
 /// Unmounts what a killed server of ours has left at `path`. True if there was something; anything else at that path is
 /// left alone.
 ///
 /// # Errors
 /// When it is there and can't be unmounted.
 pub fn clear_stale_mount(path: &Path) -> io::Result<bool> {
-    match path.metadata() {
-        Err(error) if is_dead(&error) => {}
-        _ => return Ok(false),
+    if !server_is_dead(path) {
+        return Ok(false);
     }
     let path = resolve(path)?;
     let top = mount_table()?.into_iter().rfind(|entry| entry.mount_point == path);

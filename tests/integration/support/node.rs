@@ -126,7 +126,8 @@ impl Pair {
         if !self.setup.mount.iter().any(|argument| argument.starts_with("--size")) {
             arguments.push(format!("--size={}", self.setup.size));
         }
-        arguments.extend(QUICK.map(String::from));
+        let given = |option: &str| self.setup.mount.iter().any(|argument| argument.split('=').next() == Some(option));
+        arguments.extend(QUICK.iter().filter(|quick| !given(quick.split('=').next().unwrap_or_default())).map(ToString::to_string));
         arguments.extend(self.setup.mount.iter().cloned());
         arguments
     }
@@ -149,11 +150,10 @@ impl Pair {
             .spawn()
             .expect("mirrorfs starts");
         self.mount = Some(child);
-        let control = self.state().join("control.sock");
-        wait_until(&format!("the mount\n{}", ""), || {
+        wait_until("the mount", || {
             let ended = self.mount.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
             assert!(!ended, "the mount ended:\n{}", self.mount_log());
-            control.exists() && is_mounted(&self.mnt()) && self.try_status().is_some()
+            self.try_status().is_some_and(|status| status["pid"] == self.mount_pid())
         });
     }
 

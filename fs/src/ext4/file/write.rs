@@ -35,8 +35,16 @@ pub(super) const SECTOR: u64 = 512;
 pub enum WriteAt {
     /// This byte of the file.
     Offset(u64),
+    /// This byte of the file, from the kernel's writeback cache: the times are the kernel's to set, and stay.
+    Cached(u64),
     /// The end of the file, as it is when the write is carried out.
     Append,
+}
+
+impl WriteAt {
+    fn keeps_times(self) -> bool {
+        matches!(self, Self::Cached(_))
+    }
 }
 
 /// What a write has done.
@@ -81,7 +89,7 @@ impl Plan {
             return errno(libc::EPERM);
         }
         let offset = match at {
-            WriteAt::Offset(offset) => offset,
+            WriteAt::Offset(offset) | WriteAt::Cached(offset) => offset,
             WriteAt::Append => inode.size,
         };
         let room = size_max(core).saturating_sub(offset);
@@ -152,7 +160,8 @@ impl Ext4 {
                 written.offset = plan.offset;
             }
             written.bytes += plan.bytes;
-            at = WriteAt::Offset(plan.offset + plan.bytes as u64);
+            let next = plan.offset + plan.bytes as u64;
+            at = if offset.keeps_times() { WriteAt::Cached(next) } else { WriteAt::Offset(next) };
             if plan.short || data.is_empty() {
                 break;
             }
@@ -169,7 +178,7 @@ impl Ext4 {
         length: usize,
         kill_privileges: bool,
     ) -> Result<Option<Plan>> {
-        let WriteAt::Offset(offset) = at else { return Ok(None) };
+        let (WriteAt::Offset(offset) | WriteAt::Cached(offset)) = at else { return Ok(None) };
         self.with_core(|core| {
             if let Some(why) = &core.read_only {
                 return Err(FsError::Latched(why.clone()));
@@ -180,7 +189,7 @@ impl Ext4 {
                 return Ok(None);
             };
             let privileged = kill_privileges && inode.mode & 0o6000 != 0;
-            if privileged || inode.has(flag::IMMUTABLE) || !times_are_fresh(&inode) {
+            if privileged || inode.has(flag::IMMUTABLE) || !(at.keeps_times() || times_are_fresh(&inode)) {
                 return Ok(None);
             }
             let block_size = u64::from(core.geometry.block_size);
@@ -253,8 +262,10 @@ impl Ext4 {
                     tx.kill_privileges(&mut inode)?;
                 }
                 inode.size = old_size.max(reached);
-                let now = Timestamp::now();
-                (inode.mtime, inode.ctime) = (now, now);
+                if !at.keeps_times() {
+                    let now = Timestamp::now();
+                    (inode.mtime, inode.ctime) = (now, now);
+                }
                 tx.put_inode(&inode)?;
                 let converted = plan.runs.iter().any(|run| run.fresh);
                 tx.touched(ino, converted || inode.size != old_size || inode.blocks_512 != units);

@@ -35,12 +35,13 @@ pub(crate) struct Write {
 
 impl Write {
     /// Where it goes. A page of the cache has its place already; an append handle's own write goes to wherever the end
-    /// is when the core holds the inode.
-    fn place(&self) -> WriteAt {
-        if !self.cached && self.open_flags & libc::O_APPEND != 0 {
-            WriteAt::Append
-        } else {
-            WriteAt::Offset(self.offset)
+    /// is when the core holds the inode. With the writeback cache (asynchronous mode) the kernel keeps the times, and sends
+    /// them by SETATTR: a time set by us, later, would be wrong.
+    fn place(&self, mode: Mode) -> WriteAt {
+        match (self.cached, mode) {
+            (true, Mode::Async) => WriteAt::Cached(self.offset),
+            (false, _) if self.open_flags & libc::O_APPEND != 0 => WriteAt::Append,
+            _ => WriteAt::Offset(self.offset),
         }
     }
 }
@@ -98,7 +99,7 @@ impl Server {
             move |server, context| {
                 let (lun, number) = server.changeable(call.ino)?;
                 server.drop_capability(context, call.ino, lun, number)?;
-                let (place, data) = (write.place(), write.data.clone());
+                let (place, data) = (write.place(server.mode), write.data.clone());
                 let written = server.fs(lun).write(context, number, place, data, write.kill_privileges);
                 if let (true, Err(FsError::Errno(libc::ENOSPC))) = (write.cached, &written) {
                     server.starved.insert(call.ino, Instant::now());
@@ -181,13 +182,20 @@ mod tests {
     fn only_an_uncached_write_on_an_append_handle_goes_to_the_end() {
         let place = |cached, open_flags| {
             let data = Bytes::new();
-            Write { offset: 4096, data, cached, open_flags, kill_privileges: false }.place()
+            Write { offset: 4096, data, cached, open_flags, kill_privileges: false }.place(Mode::Sync)
         };
         let append = libc::O_WRONLY | libc::O_APPEND;
         assert!(matches!(place(false, append), WriteAt::Append));
         assert!(matches!(place(true, append), WriteAt::Offset(4096)));
         assert!(matches!(place(false, libc::O_RDWR), WriteAt::Offset(4096)));
         assert!(matches!(place(true, libc::O_RDWR), WriteAt::Offset(4096)));
+    }
+
+    #[test]
+    fn the_writeback_cache_keeps_its_own_times() {
+        let write = Write { offset: 1, data: Bytes::new(), cached: true, open_flags: 0, kill_privileges: false };
+        assert_eq!(write.place(Mode::Async), WriteAt::Cached(1));
+        assert_eq!(write.place(Mode::Sync), WriteAt::Offset(1));
     }
 
     #[test]
