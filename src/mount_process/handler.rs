@@ -1,7 +1,7 @@
 //! What the control socket of a mount's process answers.
 
 use super::stopped::describe;
-use super::{Served, ServedLun};
+use super::{Served, ServedLun, has_reached_mirror};
 use crate::cli::Mode;
 use crate::commands::status::verdict;
 use crate::control::{Handler, LunStatus, MountStatus, Reply, Request, StatusReply};
@@ -149,9 +149,7 @@ impl MountHandler {
         loop {
             let until = deadline.map_or(SYNC_POLL, |end| SYNC_POLL.min(end.saturating_duration_since(Instant::now())));
             let outcome = wait.recv_timeout(until);
-            let status = log.status();
-            let whole = status.resync_regions_left == 0 && status.queue_given_up.is_none();
-            if whole && (outcome == Ok(Waited::Mirrored) || status.durable_epoch >= epoch) {
+            if has_reached_mirror(log, epoch) {
                 return Ok(());
             }
             if outcome.is_ok() || outcome == Err(crossbeam::channel::RecvTimeoutError::Disconnected) {

@@ -21,16 +21,16 @@ use mirrorfs_fs::ext4::error::FsError;
 use mirrorfs_fs::ext4::{Ext4, Options};
 use mirrorfs_fs::fuse::{Frontend, FrontendConfig, FrontendLun, Unmounter, clear_stale_mount};
 use mirrorfs_fs::image::{FormatOptions, Image, ImageError, Lun, OpenOptions, Role, format};
-use mirrorfs_journal::log::{LogConfig, LogLun, MirrorLog, Waited};
+use mirrorfs_journal::log::{LogConfig, LogLun, MirrorLog};
 use mirrorfs_journal::{Incarnation, LunId};
 use mirrorfs_net::link::{Link, LinkConfig};
 use mirrorfs_net::peer::{PeerConfig, PeerServer};
-use mirrorfs_net::status::LinkState;
+use mirrorfs_net::status::{LinkState, LinkStatus};
 use mirrorfs_net::store::LunHello;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a mount waits for an image that another process is still closing: umount(8) returns before the daemon has ended.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -309,14 +309,18 @@ fn remember(settings: &Settings) {
 /// Closes everything: commit and checkpoint, a last chance for a live peer, the rest into the queue, the labels.
 fn close(served: &Served) -> Result<(), CliError> {
     let mut failed = None;
+    let mut last_epoch = None;
     for lun in &served.luns {
         match lun.fs.close() {
-            Ok(epoch) => wait_for_live_peer(served, lun, epoch),
+            Ok(epoch) => last_epoch = last_epoch.max(epoch),
             Err(error) => {
                 log::error!("{}: {error}; the next mount recovers it", lun.path.display());
                 failed.get_or_insert(format!("{} was not closed cleanly: {error}", lun.path.display()));
             }
         }
+    }
+    if let Some(epoch) = last_epoch {
+        wait_for_live_peer(served, epoch);
     }
     if let Some(peer) = served.peer.lock().take() {
         peer.stop();
@@ -340,19 +344,31 @@ fn close_labels(served: &Served, durable: &[(LunId, mirrorfs_journal::Epoch)]) {
     }
 }
 
-fn wait_for_live_peer(served: &Served, lun: &ServedLun, epoch: Option<mirrorfs_journal::Epoch>) {
-    let state = served.link.lock().as_ref().map(|link| link.status().state);
-    if epoch.is_none() || !matches!(state, Some(LinkState::Live | LinkState::Replaying)) {
-        return;
+/// Waits until the peer has everything, as long as it is there or may be about to be: not when it has been away for longer
+/// than the heartbeat timeout.
+fn wait_for_live_peer(served: &Served, epoch: mirrorfs_journal::Epoch) {
+    let Some(log) = &served.log else { return };
+    let begun = Instant::now();
+    let away_ms = u64::try_from(served.settings.times.heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
+    while begun.elapsed() < CATCH_UP_TIMEOUT {
+        if has_reached_mirror(log, epoch) {
+            return;
+        }
+        let link = served.link.lock().as_ref().map(|link| link.status());
+        let is_away = |link: &LinkStatus| link.state == LinkState::Down && link.since_ms > away_ms;
+        if link.as_ref().is_none_or(is_away) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
-    let (done, wait) = crossbeam::channel::bounded(1);
-    lun.lun.when_durable(
-        epoch,
-        Box::new(move |outcome: Waited| {
-            let _ = done.send(outcome);
-        }),
-    );
-    if wait.recv_timeout(CATCH_UP_TIMEOUT) != Ok(Waited::Mirrored) {
-        log::warn!("the peer does not have everything yet; the rest stays in the queue until the next mount");
-    }
+    log::warn!("the peer does not have everything; the rest stays in the queue until the next mount");
+}
+
+/// Whether all up to `epoch` is durable on the mirror, and nothing is left to a resync.
+fn has_reached_mirror(log: &MirrorLog, epoch: mirrorfs_journal::Epoch) -> bool {
+    let status = log.status();
+    status.durable_epoch >= epoch
+        && status.resync_regions_left == 0
+        && !status.resync_running
+        && status.queue_given_up.is_none()
 }
