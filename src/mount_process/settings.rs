@@ -62,7 +62,10 @@ impl Settings {
             None => state_dir::root()?.join(&name),
         };
         if state_dir.starts_with(&mountpoint) {
-            return Err(CliError::usage(format!("the state directory {} is inside the mount point", state_dir.display())));
+            return Err(CliError::usage(format!(
+                "the state directory {} is inside the mount point",
+                state_dir.display()
+            )));
         }
         let link = arguments.peer.as_deref().map(|peer| link(arguments, peer, &state_dir)).transpose()?;
         let listen = arguments.listen.map(|addr| listen(&arguments.link, addr)).transpose()?;
@@ -144,7 +147,9 @@ fn luns(given: &[String], has_peer: bool) -> Result<Vec<(String, bool)>, CliErro
             None => (text.as_str(), has_peer),
             Some((name, "local")) => (name, false),
             Some((_, other)) => {
-                return Err(CliError::usage(format!("--lun {text}: '{other}' is not a designation (only 'local' is)")));
+                return Err(CliError::usage(format!(
+                    "--lun {text}: '{other}' is not a designation (only 'local' is)"
+                )));
             }
         };
         state_dir::check_name("--lun", name)?;
