@@ -42,16 +42,16 @@ pub(super) fn keep(settings: &Settings) -> Result<Vec<LunEntry>, CliError> {
     let before = stored.mirrored.len();
     let wanted: Vec<&String> =
         settings.luns.iter().filter(|(_, mirrored)| *mirrored).map(|(name, _)| name).collect();
-    if settings.link.is_some() {
-        if let Some(missing) = stored.mirrored.iter().find(|name| !wanted.contains(name)) {
-            return Err(CliError::usage(format!(
-                "the mirrored LUN '{missing}' of {} is missing: name all of them ({}), or remove {} to start over with \
-                 a whole resync",
-                settings.state_dir.display(),
-                stored.mirrored.iter().map(|name| format!("--lun {name}")).collect::<Vec<_>>().join(" "),
-                settings.state_dir.join(FILE).display()
-            )));
-        }
+    if settings.link.is_some()
+        && let Some(missing) = stored.mirrored.iter().find(|name| !wanted.contains(name))
+    {
+        return Err(CliError::usage(format!(
+            "the mirrored LUN '{missing}' of {} is missing: name all of them ({}), or remove {} to start over with \
+             a whole resync",
+            settings.state_dir.display(),
+            stored.mirrored.iter().map(|name| format!("--lun {name}")).collect::<Vec<_>>().join(" "),
+            settings.state_dir.join(FILE).display()
+        )));
     }
     for name in wanted {
         if !stored.mirrored.contains(name) {

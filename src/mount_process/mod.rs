@@ -362,7 +362,8 @@ fn close(served: &Served) -> Result<(), CliError> {
     if let Some(why) = failed {
         return Err(CliError::failure(why));
     }
-    Ok(close_labels(served, &durable))
+    close_labels(served, &durable);
+    Ok(())
 }
 
 fn close_labels(served: &Served, durable: &[(LunId, mirrorfs_journal::Epoch)]) {

@@ -71,10 +71,10 @@ impl Settings {
         let listen = arguments.listen.map(|addr| listen(&arguments.link, addr)).transpose()?;
         let options = Options::read(&arguments.options)?;
         let source = arguments.source.clone().or_else(|| link.as_ref().map(|link| link.peer.clone()));
-        let image = arguments.image.as_ref().map(|image| std::path::absolute(image)).transpose();
+        let image = arguments.image.as_ref().map(std::path::absolute).transpose();
         let image = image.context(|| "image".into())?;
         let source = source.unwrap_or_else(|| image.as_ref().unwrap_or(&state_dir).display().to_string());
-        let mirror_dir = arguments.mirror_dir.as_ref().map(|dir| std::path::absolute(dir)).transpose();
+        let mirror_dir = arguments.mirror_dir.as_ref().map(std::path::absolute).transpose();
         Ok(Self {
             luns: luns(&arguments.luns, link.is_some())?,
             image,
