@@ -24,16 +24,18 @@ pub(crate) fn generate(path: &Path) -> Result<(), CliError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).context(|| "cannot get random bytes".into())?;
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).context(|| format!("cannot make the directory {}", parent.display()))?;
+        std::fs::create_dir_all(parent)
+            .context(|| format!("cannot make the directory {}", parent.display()))?;
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
-        let next = if error.kind() == std::io::ErrorKind::AlreadyExists {
-            " (a key is never overwritten: move it away first)"
-        } else {
-            ""
-        };
-        CliError::failure(format!("cannot make {}: {error}{next}", path.display()))
-    })?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
+            let next = if error.kind() == std::io::ErrorKind::AlreadyExists {
+                " (a key is never overwritten: move it away first)"
+            } else {
+                ""
+            };
+            CliError::failure(format!("cannot make {}: {error}{next}", path.display()))
+        })?;
     let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     writeln!(file, "{text}")
         .and_then(|()| file.sync_all())

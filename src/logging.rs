@@ -9,10 +9,11 @@ pub(crate) fn start(verbose: u8) {
         1 => "info,mirrorfs=debug,mirrorfs_net=debug,mirrorfs_journal=debug,mirrorfs_fs=debug",
         _ => "debug",
     };
-    let _already_started = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
-        .format(|out, record| {
-            let time = out.timestamp_millis();
-            writeln!(out, "{time} {:5} {}: {}", record.level(), record.target(), record.args())
-        })
-        .try_init();
+    let _already_started =
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+            .format(|out, record| {
+                let time = out.timestamp_millis();
+                writeln!(out, "{time} {:5} {}: {}", record.level(), record.target(), record.args())
+            })
+            .try_init();
 }

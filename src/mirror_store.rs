@@ -1,7 +1,9 @@
 //! The peer's place for mirror images: `net`'s trait on `fs`'s image.
 
 use crate::state_dir::check_name;
-use mirrorfs_fs::image::{Backing, FileBacking, Generations, Image, ImageError, Label, OpenOptions, Relation, Role, State};
+use mirrorfs_fs::image::{
+    Backing, FileBacking, Generations, Image, ImageError, Label, OpenOptions, Relation, Role, State,
+};
 use mirrorfs_journal::{Epoch, Generation};
 use mirrorfs_net::store::{LunHello, MirrorImage, MirrorLabel, MirrorStore, StoreRefusal};
 use std::io;
@@ -31,11 +33,9 @@ fn refusal(path: &Path, error: ImageError) -> StoreRefusal {
             StoreRefusal::InUse { path, holder: error.to_string() }
         }
         ImageError::WrongRole { found: Role::Primary, .. } => StoreRefusal::IsPrimary { path },
-        ImageError::Io { source, .. } => StoreRefusal::Io {
-            path,
-            message: source.to_string(),
-            errno: source.raw_os_error().unwrap_or(0),
-        },
+        ImageError::Io { source, .. } => {
+            StoreRefusal::Io { path, message: source.to_string(), errno: source.raw_os_error().unwrap_or(0) }
+        }
         other => StoreRefusal::Invalid(other.to_string()),
     }
 }
@@ -56,7 +56,8 @@ impl MirrorStore for DirectoryStore {
             let options = OpenOptions { role: Role::Mirror, name: lun.name.clone(), lock_wait: LOCK_WAIT };
             Image::open(&path, &options).map_err(|error| refusal(&path, error))?
         } else {
-            Image::create_mirror(&path, &lun.name, lun.uuid, lun.size_bytes).map_err(|error| refusal(&path, error))?
+            Image::create_mirror(&path, &lun.name, lun.uuid, lun.size_bytes)
+                .map_err(|error| refusal(&path, error))?
         };
         judge(&path, &image.label(), lun)?;
         if image.size_bytes() != lun.size_bytes {

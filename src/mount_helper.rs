@@ -12,12 +12,43 @@ use std::path::{Path, PathBuf};
 
 /// Options of mount(8) that change nothing here.
 const TOLERATED: [&str; 23] = [
-    "rw", "relatime", "strictatime", "diratime", "lazytime", "nolazytime", "async",
-    "_netdev", "nofail", "auto", "noauto", "user", "users", "nouser", "owner", "group", "acl", "user_xattr", "defaults",
-    "exec", "suid", "dev", "atime",
+    "rw",
+    "relatime",
+    "strictatime",
+    "diratime",
+    "lazytime",
+    "nolazytime",
+    "async",
+    "_netdev",
+    "nofail",
+    "auto",
+    "noauto",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "acl",
+    "user_xattr",
+    "defaults",
+    "exec",
+    "suid",
+    "dev",
+    "atime",
 ];
 /// Options of mount(8) that are handed on to `mirrorfs mount -o`.
-const HANDED_ON: [&str; 10] = ["ro", "noatime", "nodiratime", "sync", "dirsync", "nosuid", "nodev", "noexec", "allow_other", "default_permissions"];
+const HANDED_ON: [&str; 10] = [
+    "ro",
+    "noatime",
+    "nodiratime",
+    "sync",
+    "dirsync",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "allow_other",
+    "default_permissions",
+];
 
 /// Whether the program's name, or the shape of its arguments, is that of a mount helper.
 pub(crate) fn invoked_as_helper(arguments: &[OsString]) -> bool {
@@ -39,7 +70,9 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     }
     match translate(&arguments[1..]) {
         Ok(Asked::Nothing) => ExitCode::Success,
-        Ok(Asked::Remount { mountpoint, read_only }) => finish(crate::commands::remount(&mountpoint, read_only)),
+        Ok(Asked::Remount { mountpoint, read_only }) => {
+            finish(crate::commands::remount(&mountpoint, read_only))
+        }
         Ok(Asked::Mount(arguments)) => {
             let mut full = vec![OsString::from("mirrorfs")];
             full.extend(arguments.iter().cloned());
@@ -87,7 +120,9 @@ fn translate(arguments: &[OsString]) -> Result<Asked, CliError> {
         match argument.to_str() {
             Some("-o") => {
                 let text = rest.next().ok_or_else(|| CliError::usage("-o needs options"))?;
-                options.extend(text.to_string_lossy().split(',').filter(|part| !part.is_empty()).map(str::to_string));
+                options.extend(
+                    text.to_string_lossy().split(',').filter(|part| !part.is_empty()).map(str::to_string),
+                );
             }
             Some("-f") => pretend = true,
             Some("-v") => verbose = true,
@@ -147,7 +182,8 @@ fn mount_arguments(
     let command = cli::Cli::command();
     let mount = command.find_subcommand("mount").expect("mount is a command");
     for option in options {
-        let (name, value) = option.split_once('=').map_or((option.as_str(), None), |(name, value)| (name, Some(value)));
+        let (name, value) =
+            option.split_once('=').map_or((option.as_str(), None), |(name, value)| (name, Some(value)));
         let long = name.replace('_', "-");
         let known = mount.get_arguments().find(|argument| argument.get_long() == Some(long.as_str()));
         if TOLERATED.contains(&name) || name.starts_with("x-") || name.starts_with("comment") {
@@ -160,10 +196,17 @@ fn mount_arguments(
             match value {
                 Some(value) if takes_value => arguments.push(format!("--{long}={value}").into()),
                 None if !takes_value => arguments.push(format!("--{long}").into()),
-                _ => return Err(CliError::usage(format!("-o {option}: {}", if takes_value { "a value is missing" } else { "it takes no value" }))),
+                _ => {
+                    return Err(CliError::usage(format!(
+                        "-o {option}: {}",
+                        if takes_value { "a value is missing" } else { "it takes no value" }
+                    )));
+                }
             }
         } else {
-            return Err(CliError::usage(format!("unknown mount option '{option}' (mirrorfs mount --help lists them)")));
+            return Err(CliError::usage(format!(
+                "unknown mount option '{option}' (mirrorfs mount --help lists them)"
+            )));
         }
     }
     Ok(arguments)
@@ -186,8 +229,19 @@ mod tests {
 
     #[test]
     fn long_options_work_as_mount_options() {
-        let got = mount(&["b:7370", "/mnt/x", "-o", "rw,size=2G,mode=sync,noatime,_netdev,x-systemd.automount"]);
-        let wanted = ["mount", "/mnt/x", "--peer=b:7370", "--source", "b:7370", "--size=2G", "--mode=sync", "-o", "noatime"];
+        let got =
+            mount(&["b:7370", "/mnt/x", "-o", "rw,size=2G,mode=sync,noatime,_netdev,x-systemd.automount"]);
+        let wanted = [
+            "mount",
+            "/mnt/x",
+            "--peer=b:7370",
+            "--source",
+            "b:7370",
+            "--size=2G",
+            "--mode=sync",
+            "-o",
+            "noatime",
+        ];
         assert_eq!(got, wanted);
     }
 
@@ -215,7 +269,8 @@ mod tests {
 
     #[test]
     fn helper_names_are_known() {
-        let as_helper = |words: &[&str]| invoked_as_helper(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        let as_helper =
+            |words: &[&str]| invoked_as_helper(&words.iter().map(OsString::from).collect::<Vec<_>>());
         assert!(as_helper(&["/sbin/mount.mirrorfs", "b:1", "/mnt"]));
         assert!(as_helper(&["mirrorfs", "b:1", "/mnt", "-o", "rw"]));
         assert!(!as_helper(&["mirrorfs", "mount", "/mnt", "--peer", "b:1"]));

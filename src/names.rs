@@ -21,7 +21,8 @@ impl Namer {
     /// Over mounted file systems.
     pub(crate) fn of_mounted(luns: Vec<(String, Arc<Ext4>)>) -> Self {
         let several = luns.len() > 1;
-        let prefixes = luns.iter().map(|(name, _)| if several { format!("/{name}") } else { String::new() }).collect();
+        let prefixes =
+            luns.iter().map(|(name, _)| if several { format!("/{name}") } else { String::new() }).collect();
         let file_systems = luns.into_iter().map(|(_, fs)| Some(with_layout(fs))).collect();
         Self { file_systems, names: HashMap::new(), prefixes }
     }
@@ -38,7 +39,10 @@ impl Namer {
         Self {
             file_systems: luns.iter().map(open).collect(),
             names: HashMap::new(),
-            prefixes: luns.iter().map(|name| if several { format!("/{name}") } else { String::new() }).collect(),
+            prefixes: luns
+                .iter()
+                .map(|name| if several { format!("/{name}") } else { String::new() })
+                .collect(),
         }
     }
 
@@ -63,15 +67,19 @@ impl Namer {
     pub(crate) fn name(&self, record: &MirrorRequest) -> String {
         match (&record.body, record.origin) {
             (Body::Barrier { .. }, _) => "barrier: what is above is durable before what is below".into(),
-            (_, Origin::File(ino)) => {
-                self.names.get(&(record.lun.0, ino)).cloned().unwrap_or_else(|| format!("inode {ino} (deleted)"))
-            }
+            (_, Origin::File(ino)) => self
+                .names
+                .get(&(record.lun.0, ino))
+                .cloned()
+                .unwrap_or_else(|| format!("inode {ino} (deleted)")),
             (_, Origin::Journal) => "jbd2 journal".into(),
             (_, Origin::Resync) => "resync".into(),
             (_, Origin::Metadata) => {
                 let fs = self.file_systems.get(usize::from(record.lun.0)).and_then(Option::as_ref);
                 let layout = fs.and_then(|(_, layout)| layout.as_ref());
-                let what = layout.zip(record.range()).map(|(layout, (offset, length))| layout.describe(offset, length));
+                let what = layout
+                    .zip(record.range())
+                    .map(|(layout, (offset, length))| layout.describe(offset, length));
                 format!("metadata: {}", what.unwrap_or_else(|| "changed".into()))
             }
         }

@@ -27,7 +27,9 @@ fn file_of(mountpoint: &Path) -> Result<PathBuf, CliError> {
         .as_os_str()
         .as_bytes()
         .iter()
-        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(*byte).to_string() } else { format!("%{byte:02x}") })
+        .map(|byte| {
+            if byte.is_ascii_alphanumeric() { char::from(*byte).to_string() } else { format!("%{byte:02x}") }
+        })
         .collect();
     // A path longer than a file name may be is told apart by its end.
     let tail = name.len().saturating_sub(200);
@@ -66,7 +68,9 @@ pub(crate) fn all() -> Result<Vec<Known>, CliError> {
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     match path.parent().map(|parent| (parent.canonicalize(), path.file_name())) {
         Some((Ok(parent), Some(name))) => parent.join(name),
-        _ => path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_path_buf()),
+        _ => {
+            path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_path_buf())
+        }
     }
 }
 
@@ -96,9 +100,12 @@ fn looks_like_state(dir: &Path) -> bool {
             entries.flatten().any(|entry| {
                 let path = entry.path();
                 path.extension().is_some_and(|end| end == "img")
-                    || path.is_dir() && std::fs::read_dir(&path).is_ok_and(|inner| {
-                        inner.flatten().any(|entry| entry.path().extension().is_some_and(|end| end == "img"))
-                    })
+                    || path.is_dir()
+                        && std::fs::read_dir(&path).is_ok_and(|inner| {
+                            inner
+                                .flatten()
+                                .any(|entry| entry.path().extension().is_some_and(|end| end == "img"))
+                        })
             })
         })
 }

@@ -12,7 +12,9 @@ pub(crate) fn is_root() -> bool {
 
 /// Directory that holds the state directories of this user's mounts; `MIRRORFS_STATE_ROOT` overrides it.
 pub(crate) fn root() -> Result<PathBuf, CliError> {
-    if let Some(root) = std::env::var_os("MIRRORFS_STATE_ROOT").map(PathBuf::from).filter(|path| path.is_absolute()) {
+    if let Some(root) =
+        std::env::var_os("MIRRORFS_STATE_ROOT").map(PathBuf::from).filter(|path| path.is_absolute())
+    {
         return Ok(root);
     }
     if is_root() {
@@ -23,7 +25,10 @@ pub(crate) fn root() -> Result<PathBuf, CliError> {
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state")))
         .map(|dir| dir.join("mirrorfs"))
         .ok_or_else(|| {
-            CliError::new(ExitCode::Usage, "neither XDG_STATE_HOME nor HOME is set: name a place with --state-dir")
+            CliError::new(
+                ExitCode::Usage,
+                "neither XDG_STATE_HOME nor HOME is set: name a place with --state-dir",
+            )
         })
 }
 

@@ -21,7 +21,11 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     }
     let fraction: f64 = number.parse().map_err(|_| bad())?;
     let bytes = fraction * (1u64 << shift) as f64;
-    if bytes.is_finite() && (0.0..=(1u64 << 62) as f64).contains(&bytes) { Ok(bytes as u64) } else { Err(bad()) }
+    if bytes.is_finite() && (0.0..=(1u64 << 62) as f64).contains(&bytes) {
+        Ok(bytes as u64)
+    } else {
+        Err(bad())
+    }
 }
 
 /// Reads `250ms`, `2s`, `1.5s`, `1m`, `2h`.

@@ -57,8 +57,10 @@ impl Scene {
             .tempdir()
             .context(|| "cannot make a temporary directory".into())?;
         let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-            signal_hook::flag::register(signal, interrupted.clone()).context(|| "cannot watch for signals".into())?;
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
+        {
+            signal_hook::flag::register(signal, interrupted.clone())
+                .context(|| "cannot watch for signals".into())?;
         }
         let [mountpoint, state, mirror] = ["data", "host-a", "host-b"].map(|name| dir.path().join(name));
         for made in [&mountpoint, &mirror] {
@@ -87,8 +89,11 @@ impl Scene {
         }
         self.wait_for("the outage", |verdict| verdict == "disconnected")?;
         let (files, bytes) = write_tree(&self.mountpoint.join("written-while-B-was-away"), 120)?;
-        std::fs::remove_dir_all(self.mountpoint.join("project/part-1")).context(|| "cannot delete files".into())?;
-        std::fs::File::open(&self.mountpoint).and_then(|dir| dir.sync_all()).context(|| "cannot sync".into())?;
+        std::fs::remove_dir_all(self.mountpoint.join("project/part-1"))
+            .context(|| "cannot delete files".into())?;
+        std::fs::File::open(&self.mountpoint)
+            .and_then(|dir| dir.sync_all())
+            .context(|| "cannot sync".into())?;
         println!("   {files} more files, {}, and some deleted.", show_size(bytes));
         println!("   mirrorfs status: {}", self.summary()?);
         println!("   mirrorfs journal ls (its first and last rows):");
@@ -120,7 +125,10 @@ impl Scene {
         let output = tool("e2fsck", &["-fn", &mirror.to_string_lossy()])?;
         let summary = output.lines().last().unwrap_or_default();
         println!("   e2fsck -fn on the mirror: clean ({})", summary.rsplit(": ").next().unwrap_or_default());
-        let text = tool("debugfs", &["-R", "cat /written-while-B-was-away/part-0/file-0.txt", &mirror.to_string_lossy()])?;
+        let text = tool(
+            "debugfs",
+            &["-R", "cat /written-while-B-was-away/part-0/file-0.txt", &mirror.to_string_lossy()],
+        )?;
         println!("   debugfs reads a file from it: {:?}", text.lines().next().unwrap_or_default());
         println!("\nThat is all: one command on each side.");
         Ok(())
@@ -147,7 +155,8 @@ impl Scene {
 
     fn start_peer(&mut self) -> Result<(), CliError> {
         let mirror = self.mirror.to_string_lossy().into_owned();
-        let child = self.spawn(&["peer", "--listen", &self.listen, "--dir", &mirror, "--insecure"], "host-b.log")?;
+        let child =
+            self.spawn(&["peer", "--listen", &self.listen, "--dir", &mirror, "--insecure"], "host-b.log")?;
         self.peer = Some(child);
         let dir = self.mirror.clone();
         self.wait("the peer", "host-b.log", || Ok(control::connect(&dir)?.is_some()))
@@ -156,8 +165,22 @@ impl Scene {
     fn start_mount(&mut self) -> Result<(), CliError> {
         let (mountpoint, state) = (self.mountpoint.to_string_lossy(), self.state.to_string_lossy());
         let arguments = [
-            "mount", &mountpoint, "--peer", &self.listen, "--size", "256M", "--state-dir", &state, "--node", "host-a",
-            "--probation", "1s", "--heartbeat-timeout", "1s", "--insecure", "--foreground",
+            "mount",
+            &mountpoint,
+            "--peer",
+            &self.listen,
+            "--size",
+            "256M",
+            "--state-dir",
+            &state,
+            "--node",
+            "host-a",
+            "--probation",
+            "1s",
+            "--heartbeat-timeout",
+            "1s",
+            "--insecure",
+            "--foreground",
         ];
         self.mount = Some(self.spawn(&arguments, "host-a.log")?);
         let dir = self.state.clone();
@@ -165,16 +188,26 @@ impl Scene {
     }
 
     /// Waits for a condition, or says what the log of the process says.
-    fn wait(&mut self, what: &str, log: &str, mut done: impl FnMut() -> Result<bool, CliError>) -> Result<(), CliError> {
+    fn wait(
+        &mut self,
+        what: &str,
+        log: &str,
+        mut done: impl FnMut() -> Result<bool, CliError>,
+    ) -> Result<(), CliError> {
         let begun = Instant::now();
         while !done()? {
-            let ended = |child: &mut Option<Child>| child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
+            let ended = |child: &mut Option<Child>| {
+                child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
+            };
             let failed = if log == "host-a.log" { ended(&mut self.mount) } else { ended(&mut self.peer) };
             if self.interrupted.load(Ordering::Acquire) || failed || begun.elapsed() > STEP_TIMEOUT {
                 let text = std::fs::read_to_string(self.base().join(log)).unwrap_or_default();
                 let tail: Vec<&str> = text.lines().rev().take(5).collect();
                 let tail: Vec<&str> = tail.into_iter().rev().collect();
-                return Err(CliError::failure(format!("{what} did not come about. Its log ends:\n{}", tail.join("\n"))));
+                return Err(CliError::failure(format!(
+                    "{what} did not come about. Its log ends:\n{}",
+                    tail.join("\n")
+                )));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -252,21 +285,29 @@ fn write_tree(dir: &Path, count: usize) -> Result<(usize, u64), CliError> {
 /// The one mirror image below a peer's directory.
 fn find_image(dir: &Path) -> Result<PathBuf, CliError> {
     let path = dir.join("host-a/data.img");
-    if path.exists() { Ok(path) } else { Err(CliError::failure(format!("there is no mirror image {}", path.display()))) }
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(CliError::failure(format!("there is no mirror image {}", path.display())))
+    }
 }
 
 /// Compares two images without their labels; returns the bytes compared.
 fn compare(one: &Path, other: &Path) -> Result<u64, CliError> {
     let open = |path: &Path| std::fs::File::open(path).context(|| format!("cannot open {}", path.display()));
     let (mut a, mut b) = (open(one)?, open(other)?);
-    let bytes = a.metadata().context(|| format!("cannot read {}", one.display()))?.len().saturating_sub(LABEL_BYTES);
+    let bytes =
+        a.metadata().context(|| format!("cannot read {}", one.display()))?.len().saturating_sub(LABEL_BYTES);
     let (mut left, mut buffer_a, mut buffer_b) = (bytes, vec![0; 1 << 20], vec![0; 1 << 20]);
     while left > 0 {
         let part = left.min(1 << 20) as usize;
         a.read_exact(&mut buffer_a[..part]).context(|| format!("cannot read {}", one.display()))?;
         b.read_exact(&mut buffer_b[..part]).context(|| format!("cannot read {}", other.display()))?;
         if buffer_a[..part] != buffer_b[..part] {
-            return Err(CliError::failure(format!("the images differ within 1 MiB from byte {}", bytes - left)));
+            return Err(CliError::failure(format!(
+                "the images differ within 1 MiB from byte {}",
+                bytes - left
+            )));
         }
         left -= part as u64;
     }

@@ -4,8 +4,8 @@ use crate::cli::JournalCommand;
 use crate::control::{self, JournalRow, Reply, Request};
 use crate::exit_code::{CliError, Context, ExitCode};
 use crate::names::Namer;
-use crate::units::{show_ms, show_size};
 use crate::registry;
+use crate::units::{show_ms, show_size};
 use mirrorfs_journal::log::QueueView;
 use mirrorfs_journal::{Body, MirrorRequest, Sequence};
 use std::io::Write as _;
@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 pub(super) fn journal(command: JournalCommand) -> Result<ExitCode, CliError> {
     match command {
         JournalCommand::Ls { target, json, limit } => list(target.as_deref(), json, limit),
-        JournalCommand::Show { sequence, target, json, payload } => show(sequence, target.as_deref(), json, payload),
+        JournalCommand::Show { sequence, target, json, payload } => {
+            show(sequence, target.as_deref(), json, payload)
+        }
         JournalCommand::Verify { target } => verify(target.as_deref()),
     }
 }
@@ -109,7 +111,9 @@ pub(crate) fn rows<'a>(
     namer: &mut Namer,
 ) -> Vec<JournalRow> {
     namer.look_up(records.clone());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis()
+            as u64;
     records
         .map(|record| {
             let range = record.range();
@@ -162,7 +166,9 @@ fn show(sequence: Sequence, target: Option<&Path>, json: bool, payload: bool) ->
     }
     Err(CliError::new(
         ExitCode::NotFound,
-        format!("no record {sequence} in the on-disk queue (what waits in a running mount's memory is shown by journal ls only)"),
+        format!(
+            "no record {sequence} in the on-disk queue (what waits in a running mount's memory is shown by journal ls only)"
+        ),
     ))
 }
 
@@ -182,7 +188,8 @@ fn print_record(record: &MirrorRequest, row: &JournalRow, json: bool, payload: b
             fields["hash"] = hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
         }
         Body::Barrier { previous } => {
-            let previous: Vec<_> = previous.iter().map(|(lun, epoch)| format!("LUN {} after {epoch}", lun.0)).collect();
+            let previous: Vec<_> =
+                previous.iter().map(|(lun, epoch)| format!("LUN {} after {epoch}", lun.0)).collect();
             fields["previous"] = previous.into();
         }
         Body::ResyncBegin { whole } => fields["whole"] = (*whole).into(),

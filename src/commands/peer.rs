@@ -14,17 +14,22 @@ use std::sync::Arc;
 pub(super) fn peer(arguments: &PeerArgs) -> Result<ExitCode, CliError> {
     arguments.link.check()?;
     let listen = arguments.listen;
-    let security = key::security(arguments.link.key.as_deref(), arguments.link.insecure, &listen.to_string())?;
+    let security =
+        key::security(arguments.link.key.as_deref(), arguments.link.insecure, &listen.to_string())?;
     make_private(&arguments.dir)?;
     let dir = arguments.dir.canonicalize().context(|| format!("cannot use {}", arguments.dir.display()))?;
     if crate::control::connect(&dir)?.is_some() {
-        return Err(CliError::new(ExitCode::Busy, format!("another process serves the mirrors in {}", dir.display())));
+        return Err(CliError::new(
+            ExitCode::Busy,
+            format!("another process serves the mirrors in {}", dir.display()),
+        ));
     }
     let config = PeerConfig { listen, security, times: (&arguments.link).into() };
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "cannot watch for signals".into())?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .context(|| "cannot watch for signals".into())?;
     let server = PeerServer::start(config, Arc::new(DirectoryStore::new(dir.clone()))).map_err(|error| {
-        let code = if error.kind() == std::io::ErrorKind::AddrInUse { ExitCode::Busy } else { ExitCode::Failure };
+        let code =
+            if error.kind() == std::io::ErrorKind::AddrInUse { ExitCode::Busy } else { ExitCode::Failure };
         CliError::new(code, format!("cannot listen on {listen}: {error}"))
     })?;
     let server = Arc::new(server);
@@ -52,7 +57,8 @@ impl Handler for PeerHandler {
                 let connected = peer.sessions.iter().filter(|session| session.connected).count();
                 let summary = format!("serving {connected} of {} known primaries", peer.sessions.len());
                 let pid = Some(std::process::id());
-                let status = StatusReply { verdict: "serving".into(), summary, pid, mount: None, peer: Some(peer) };
+                let status =
+                    StatusReply { verdict: "serving".into(), summary, pid, mount: None, peer: Some(peer) };
                 Ok(Reply::Status(Box::new(status)))
             }
             _ => Err(CliError::new(ExitCode::Usage, "this is a peer's directory, not a mount")),

@@ -76,7 +76,9 @@ fn show_mount(text: &mut String, status: &StatusReply, mount: &MountStatus) {
         show_lun(text, lun);
     }
     match status.pid {
-        Some(pid) => line!(text, "process", "{pid}, {} mode, state in {}", mount.mode, mount.state_dir.display()),
+        Some(pid) => {
+            line!(text, "process", "{pid}, {} mode, state in {}", mount.mode, mount.state_dir.display())
+        }
         None => line!(text, "process", "none; state in {}", mount.state_dir.display()),
     }
     if let Some(link) = &mount.link {
@@ -97,7 +99,15 @@ fn show_lun(text: &mut String, lun: &LunStatus) {
     }
     let free = lun.free_bytes.map(|free| format!(", {} free", show_size(free))).unwrap_or_default();
     let local = if lun.mirrored { "" } else { ", not mirrored" };
-    line!(text, "LUN", "{}: {}, {}{free}{local}, {}", lun.name, lun.image.display(), show_size(lun.size_bytes), lun.label);
+    line!(
+        text,
+        "LUN",
+        "{}: {}, {}{free}{local}, {}",
+        lun.name,
+        lun.image.display(),
+        show_size(lun.size_bytes),
+        lun.label
+    );
     if let Some(why) = &lun.read_only {
         line!(text, "", "READ-ONLY: {why}");
     }
@@ -165,7 +175,8 @@ fn show_log(text: &mut String, log: &LogStatus) {
 
 fn show_elements(text: &mut String, elements: &[ElementStatus]) {
     for element in elements {
-        let addr = |addr: Option<std::net::SocketAddr>| addr.map_or_else(|| "-".into(), |addr| addr.to_string());
+        let addr =
+            |addr: Option<std::net::SocketAddr>| addr.map_or_else(|| "-".into(), |addr| addr.to_string());
         line!(
             text,
             if element.index == 0 { "array" } else { "" },
@@ -174,7 +185,9 @@ fn show_elements(text: &mut String, elements: &[ElementStatus]) {
             addr(element.local),
             addr(element.remote),
             format!("{:?}", element.state).to_lowercase(),
-            element.timestamp_age_ms.map_or_else(|| "never heard".into(), |age| format!("heard {} ago", show_ms(age)))
+            element
+                .timestamp_age_ms
+                .map_or_else(|| "never heard".into(), |age| format!("heard {} ago", show_ms(age)))
         );
     }
 }
@@ -211,7 +224,11 @@ fn show_peer(text: &mut String, status: &StatusReply, peer: &PeerStatus) {
 }
 
 /// The verdict of a running mount, from its link and log: a word for programs, a sentence for people.
-pub(crate) fn verdict(link: Option<&LinkStatus>, log: Option<&LogStatus>, read_only: Option<&str>) -> (String, String) {
+pub(crate) fn verdict(
+    link: Option<&LinkStatus>,
+    log: Option<&LogStatus>,
+    read_only: Option<&str>,
+) -> (String, String) {
     if let Some(why) = read_only {
         return ("read-only".into(), format!("read-only: {why}"));
     }
@@ -247,7 +264,10 @@ pub(crate) fn verdict(link: Option<&LinkStatus>, log: Option<&LogStatus>, read_o
 /// Name of a directory's mount for a status made without a process.
 pub(crate) fn mountpoint_of(dir: &Path) -> PathBuf {
     let known = registry::all().unwrap_or_default();
-    known.into_iter().find(|known| known.state_dir == dir).map_or_else(|| dir.to_path_buf(), |known| known.mountpoint)
+    known
+        .into_iter()
+        .find(|known| known.state_dir == dir)
+        .map_or_else(|| dir.to_path_buf(), |known| known.mountpoint)
 }
 
 #[cfg(test)]

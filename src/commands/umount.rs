@@ -30,7 +30,11 @@ pub(super) fn umount(mountpoint: &Path, force: bool) -> Result<ExitCode, CliErro
         if begun.elapsed() > END_TIMEOUT {
             return Err(CliError::new(
                 ExitCode::Timeout,
-                format!("{} is unmounted, but its process is still busy closing {}", path.display(), dir.display()),
+                format!(
+                    "{} is unmounted, but its process is still busy closing {}",
+                    path.display(),
+                    dir.display()
+                ),
             ));
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -26,15 +26,26 @@ pub(crate) fn connect(dir: &Path) -> Result<Option<UnixStream>, CliError> {
     let Ok(handle) = std::fs::File::open(dir) else { return Ok(None) };
     match UnixStream::connect(short_path(&handle)) {
         Ok(stream) => Ok(Some(stream)),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
             Ok(None)
         }
-        Err(error) => Err(CliError::failure(format!("cannot reach the process that serves {}: {error}", dir.display()))),
+        Err(error) => {
+            Err(CliError::failure(format!("cannot reach the process that serves {}: {error}", dir.display())))
+        }
     }
 }
 
 /// Asks the process that serves `dir`; `None` when none is running. `timeout`: how long to wait for the reply.
-pub(crate) fn ask(dir: &Path, request: &Request, timeout: Option<Duration>) -> Result<Option<Reply>, CliError> {
+pub(crate) fn ask(
+    dir: &Path,
+    request: &Request,
+    timeout: Option<Duration>,
+) -> Result<Option<Reply>, CliError> {
     let Some(mut stream) = connect(dir)? else { return Ok(None) };
     let place = || format!("cannot talk to the process that serves {}", dir.display());
     stream.set_read_timeout(timeout).context(place)?;
@@ -43,7 +54,9 @@ pub(crate) fn ask(dir: &Path, request: &Request, timeout: Option<Duration>) -> R
     stream.write_all(&line).context(place)?;
     let mut text = String::new();
     stream.read_to_string(&mut text).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => CliError::new(ExitCode::Timeout, format!("{}: no answer in time", place())),
+        std::io::ErrorKind::WouldBlock => {
+            CliError::new(ExitCode::Timeout, format!("{}: no answer in time", place()))
+        }
         _ => CliError::failure(format!("{}: {error}", place())),
     })?;
     if text.is_empty() {

@@ -109,7 +109,8 @@ fn answer(mut stream: UnixStream, handler: &dyn Handler) {
         Ok(request) => handler.handle(request),
         Err(error) => Err(CliError::new(ExitCode::Usage, format!("unknown request: {error}"))),
     };
-    let reply = reply.unwrap_or_else(|error| Reply::Error { code: error.code as i32, message: error.to_string() });
+    let reply =
+        reply.unwrap_or_else(|error| Reply::Error { code: error.code as i32, message: error.to_string() });
     if let Ok(bytes) = serde_json::to_vec(&reply) {
         let _ = stream.write_all(&bytes);
     }

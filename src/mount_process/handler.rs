@@ -82,8 +82,11 @@ impl MountHandler {
         let mut mirrored: Vec<&ServedLun> = self.served.luns.iter().filter(|lun| lun.id.is_some()).collect();
         mirrored.sort_by_key(|lun| lun.id);
         let names: Vec<String> = mirrored.iter().map(|lun| lun.name.clone()).collect();
-        let mut namer = Namer::of_mounted(mirrored.iter().map(|lun| (lun.name.clone(), lun.fs.clone())).collect());
-        Reply::Journal { rows: crate::commands::journal::rows(records.iter().map(|record| &**record), &names, &mut namer) }
+        let mut namer =
+            Namer::of_mounted(mirrored.iter().map(|lun| (lun.name.clone(), lun.fs.clone())).collect());
+        Reply::Journal {
+            rows: crate::commands::journal::rows(records.iter().map(|record| &**record), &names, &mut namer),
+        }
     }
 
     fn unmount(&self, force: bool) -> Result<Reply, CliError> {
@@ -147,7 +150,8 @@ impl MountHandler {
             }),
         );
         loop {
-            let until = deadline.map_or(SYNC_POLL, |end| SYNC_POLL.min(end.saturating_duration_since(Instant::now())));
+            let until = deadline
+                .map_or(SYNC_POLL, |end| SYNC_POLL.min(end.saturating_duration_since(Instant::now())));
             let outcome = wait.recv_timeout(until);
             if has_reached_mirror(log, epoch) {
                 return Ok(());
@@ -157,7 +161,9 @@ impl MountHandler {
             }
             if deadline.is_some_and(|end| Instant::now() >= end) {
                 let why = self.served.link.lock().as_ref().map(|link| link.status());
-                let why = why.filter(|link| link.state != LinkState::Live).map(|link| format!(" ({})", link.reason));
+                let why = why
+                    .filter(|link| link.state != LinkState::Live)
+                    .map(|link| format!(" ({})", link.reason));
                 return Err(CliError::new(
                     ExitCode::Timeout,
                     format!("not everything is durable on the mirror yet{}", why.unwrap_or_default()),

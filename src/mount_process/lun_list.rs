@@ -28,7 +28,9 @@ struct Stored {
 fn read(dir: &Path) -> Result<Option<Stored>, CliError> {
     let path = dir.join(FILE);
     match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).map(Some).context(|| format!("cannot understand {}", path.display())),
+        Ok(text) => {
+            serde_json::from_str(&text).map(Some).context(|| format!("cannot understand {}", path.display()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(CliError::failure(format!("cannot read {}: {error}", path.display()))),
     }
@@ -38,17 +40,18 @@ fn read(dir: &Path) -> Result<Option<Stored>, CliError> {
 pub(super) fn keep(settings: &Settings) -> Result<Vec<LunEntry>, CliError> {
     let mut stored = read(&settings.state_dir)?.unwrap_or_default();
     let before = stored.mirrored.len();
-    let wanted: Vec<&String> = settings.luns.iter().filter(|(_, mirrored)| *mirrored).map(|(name, _)| name).collect();
-    if settings.link.is_some() {
-        if let Some(missing) = stored.mirrored.iter().find(|name| !wanted.contains(name)) {
-            return Err(CliError::usage(format!(
-                "the mirrored LUN '{missing}' of {} is missing: name all of them ({}), or remove {} to start over with \
-                 a whole resync",
-                settings.state_dir.display(),
-                stored.mirrored.iter().map(|name| format!("--lun {name}")).collect::<Vec<_>>().join(" "),
-                settings.state_dir.join(FILE).display()
-            )));
-        }
+    let wanted: Vec<&String> =
+        settings.luns.iter().filter(|(_, mirrored)| *mirrored).map(|(name, _)| name).collect();
+    if settings.link.is_some()
+        && let Some(missing) = stored.mirrored.iter().find(|name| !wanted.contains(name))
+    {
+        return Err(CliError::usage(format!(
+            "the mirrored LUN '{missing}' of {} is missing: name all of them ({}), or remove {} to start over with \
+             a whole resync",
+            settings.state_dir.display(),
+            stored.mirrored.iter().map(|name| format!("--lun {name}")).collect::<Vec<_>>().join(" "),
+            settings.state_dir.join(FILE).display()
+        )));
     }
     for name in wanted {
         if !stored.mirrored.contains(name) {

@@ -62,14 +62,25 @@ pub(crate) struct Served {
 }
 
 /// Serves the mount until it has ended; `ready` is called once the mount point answers.
-pub(crate) fn run(settings: Settings, ready: impl FnOnce() -> Result<(), CliError>) -> Result<ExitCode, CliError> {
-    if clear_stale_mount(&settings.mountpoint).context(|| format!("cannot look at {}", settings.mountpoint.display()))? {
-        log::warn!("cleared the stale mount point {} of a process that is gone", settings.mountpoint.display());
+pub(crate) fn run(
+    settings: Settings,
+    ready: impl FnOnce() -> Result<(), CliError>,
+) -> Result<ExitCode, CliError> {
+    if clear_stale_mount(&settings.mountpoint)
+        .context(|| format!("cannot look at {}", settings.mountpoint.display()))?
+    {
+        log::warn!(
+            "cleared the stale mount point {} of a process that is gone",
+            settings.mountpoint.display()
+        );
     }
     check_mountpoint(&settings.mountpoint)?;
     make_private(&settings.state_dir)?;
     if let Some(dir) = settings.mirror_dir.as_ref().filter(|dir| dir.starts_with(&settings.mountpoint)) {
-        return Err(CliError::usage(format!("{} is inside the mount point: the mirror must be elsewhere", dir.display())));
+        return Err(CliError::usage(format!(
+            "{} is inside the mount point: the mirror must be elsewhere",
+            dir.display()
+        )));
     }
     let images = open_images(&settings)?;
     let log = open_log(&settings, &images)?;
@@ -84,7 +95,11 @@ pub(crate) fn run(settings: Settings, ready: impl FnOnce() -> Result<(), CliErro
     )?;
     unmount_on_signals(unmounter)?;
     remember(&served.settings);
-    log::info!("{} is mounted, state in {}", served.settings.mountpoint.display(), served.settings.state_dir.display());
+    log::info!(
+        "{} is mounted, state in {}",
+        served.settings.mountpoint.display(),
+        served.settings.state_dir.display()
+    );
     ready()?;
     if let Err(error) = mounted.wait() {
         log::error!("a FUSE thread ended early: {error}");
@@ -99,7 +114,11 @@ pub(crate) fn run(settings: Settings, ready: impl FnOnce() -> Result<(), CliErro
 fn check_mountpoint(mountpoint: &Path) -> Result<(), CliError> {
     let shown = mountpoint.display();
     let metadata = std::fs::metadata(mountpoint).map_err(|error| {
-        let next = if error.kind() == std::io::ErrorKind::NotFound { format!(": make it with mkdir {shown}") } else { String::new() };
+        let next = if error.kind() == std::io::ErrorKind::NotFound {
+            format!(": make it with mkdir {shown}")
+        } else {
+            String::new()
+        };
         CliError::failure(format!("mount point {shown}: {error}{next}"))
     })?;
     if !metadata.is_dir() {
@@ -127,7 +146,8 @@ fn open_images(settings: &Settings) -> Result<Vec<(LunEntry, PathBuf, Image)>, C
     let entries = lun_list::keep(settings)?;
     let mut images = Vec::new();
     for entry in entries {
-        let path = settings.image.clone().unwrap_or_else(|| settings.state_dir.join(format!("{}.img", entry.name)));
+        let path =
+            settings.image.clone().unwrap_or_else(|| settings.state_dir.join(format!("{}.img", entry.name)));
         if !path.exists() {
             if settings.image.is_some() {
                 return Err(CliError::failure(format!("there is no image {}", path.display())));
@@ -158,11 +178,10 @@ fn open_log(
     if settings.link.is_none() {
         return Ok(None);
     }
-    let luns: Vec<LogLun> = images
-        .iter()
-        .filter_map(|(entry, _, image)| Some(image.log_lun(entry.id?)))
-        .collect();
-    let incarnation = images.iter().map(|(_, _, image)| image.label().incarnation).max().unwrap_or(Incarnation(1));
+    let luns: Vec<LogLun> =
+        images.iter().filter_map(|(entry, _, image)| Some(image.log_lun(entry.id?))).collect();
+    let incarnation =
+        images.iter().map(|(_, _, image)| image.label().incarnation).max().unwrap_or(Incarnation(1));
     let config = LogConfig {
         dir: settings.state_dir.join("queue"),
         memory_bytes_max: settings.memory,
@@ -195,12 +214,21 @@ fn open_file_systems(
         let options = Options { read_only: settings.read_only, no_atime: settings.no_atime };
         let fs = Ext4::open(lun.clone(), options).map_err(|error| {
             let next = match error {
-                FsError::Corrupt { .. } => " (check it with e2fsck -f; the label behind the file system does not mind)",
+                FsError::Corrupt { .. } => {
+                    " (check it with e2fsck -f; the label behind the file system does not mind)"
+                }
                 _ => "",
             };
             CliError::failure(format!("cannot serve {}: {error}{next}", path.display()))
         })?;
-        served.push(ServedLun { name: entry.name, path, id: entry.id.filter(|_| log.is_some()), image, lun, fs });
+        served.push(ServedLun {
+            name: entry.name,
+            path,
+            id: entry.id.filter(|_| log.is_some()),
+            image,
+            lun,
+            fs,
+        });
     }
     Ok(served)
 }
@@ -223,9 +251,11 @@ fn start_network(served: &Arc<Served>) -> Result<(), CliError> {
     }
     if let (Some(listen), Some(dir)) = (&settings.listen, &settings.mirror_dir) {
         make_private(dir)?;
-        let config = PeerConfig { listen: listen.addr, security: listen.security.clone(), times: settings.times };
+        let config =
+            PeerConfig { listen: listen.addr, security: listen.security.clone(), times: settings.times };
         let store = Arc::new(DirectoryStore::new(dir.clone()));
-        let server = PeerServer::start(config, store).context(|| format!("cannot listen on {}", listen.addr))?;
+        let server =
+            PeerServer::start(config, store).context(|| format!("cannot listen on {}", listen.addr))?;
         *served.peer.lock() = Some(server);
     }
     Ok(())
@@ -250,7 +280,11 @@ fn mount(served: &Served) -> Result<mirrorfs_fs::fuse::Mounted, CliError> {
         luns: served
             .luns
             .iter()
-            .map(|served| FrontendLun { name: served.name.clone(), fs: served.fs.clone(), lun: served.lun.clone() })
+            .map(|served| FrontendLun {
+                name: served.name.clone(),
+                fs: served.fs.clone(),
+                lun: served.lun.clone(),
+            })
             .collect(),
         mode: match settings.mode {
             Mode::Async => mirrorfs_fs::fuse::Mode::Async,
@@ -266,8 +300,8 @@ fn mount(served: &Served) -> Result<mirrorfs_fs::fuse::Mounted, CliError> {
 /// SIGTERM, SIGINT and SIGHUP end the mount in good order.
 fn unmount_on_signals(unmounter: Unmounter) -> Result<(), CliError> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "cannot watch for signals".into())?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .context(|| "cannot watch for signals".into())?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -332,7 +366,8 @@ fn close(served: &Served) -> Result<(), CliError> {
     if let Some(why) = failed {
         return Err(CliError::failure(why));
     }
-    Ok(close_labels(served, &durable))
+    close_labels(served, &durable);
+    Ok(())
 }
 
 fn close_labels(served: &Served, durable: &[(LunId, mirrorfs_journal::Epoch)]) {

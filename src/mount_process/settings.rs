@@ -62,16 +62,19 @@ impl Settings {
             None => state_dir::root()?.join(&name),
         };
         if state_dir.starts_with(&mountpoint) {
-            return Err(CliError::usage(format!("the state directory {} is inside the mount point", state_dir.display())));
+            return Err(CliError::usage(format!(
+                "the state directory {} is inside the mount point",
+                state_dir.display()
+            )));
         }
         let link = arguments.peer.as_deref().map(|peer| link(arguments, peer, &state_dir)).transpose()?;
         let listen = arguments.listen.map(|addr| listen(&arguments.link, addr)).transpose()?;
         let options = Options::read(&arguments.options)?;
         let source = arguments.source.clone().or_else(|| link.as_ref().map(|link| link.peer.clone()));
-        let image = arguments.image.as_ref().map(|image| std::path::absolute(image)).transpose();
+        let image = arguments.image.as_ref().map(std::path::absolute).transpose();
         let image = image.context(|| "image".into())?;
         let source = source.unwrap_or_else(|| image.as_ref().unwrap_or(&state_dir).display().to_string());
-        let mirror_dir = arguments.mirror_dir.as_ref().map(|dir| std::path::absolute(dir)).transpose();
+        let mirror_dir = arguments.mirror_dir.as_ref().map(std::path::absolute).transpose();
         Ok(Self {
             luns: luns(&arguments.luns, link.is_some())?,
             image,
@@ -144,7 +147,9 @@ fn luns(given: &[String], has_peer: bool) -> Result<Vec<(String, bool)>, CliErro
             None => (text.as_str(), has_peer),
             Some((name, "local")) => (name, false),
             Some((_, other)) => {
-                return Err(CliError::usage(format!("--lun {text}: '{other}' is not a designation (only 'local' is)")));
+                return Err(CliError::usage(format!(
+                    "--lun {text}: '{other}' is not a designation (only 'local' is)"
+                )));
             }
         };
         state_dir::check_name("--lun", name)?;

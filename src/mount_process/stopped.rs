@@ -17,7 +17,10 @@ pub(crate) fn stopped_status(dir: &Path) -> Result<StatusReply, CliError> {
         let context = || format!("cannot read the queue {}", queue.display());
         let records = QueueView::open(&queue).context(context)?.records(false).context(context)?;
         let requests: Vec<_> = records.iter().filter(|record| record.range().is_some()).collect();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis() as u64;
         let bytes = requests.iter().map(|record| record.payload_bytes() as u64).sum();
         log = Some(LogStatus {
             waiting_requests: requests.len() as u64,
@@ -49,7 +52,9 @@ pub(crate) fn stopped_status(dir: &Path) -> Result<StatusReply, CliError> {
 /// `DIR/*.img` and `DIR/NODE/*.img`.
 fn images(dir: &Path) -> Vec<PathBuf> {
     let list = |dir: &Path| -> Vec<PathBuf> {
-        std::fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+        std::fs::read_dir(dir)
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default()
     };
     let mut found: Vec<PathBuf> = list(dir)
         .into_iter()

@@ -27,7 +27,9 @@ fn the_demo() {
     let output = demo(dir.path()).output().expect("the demo runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for wanted in ["identical", "e2fsck -fn on the mirror: clean", "/written-while-B-was-away/", "NOT MIRRORED NOW"] {
+    for wanted in
+        ["identical", "e2fsck -fn on the mirror: clean", "/written-while-B-was-away/", "NOT MIRRORED NOW"]
+    {
         assert!(text.contains(wanted), "{wanted}: {text}");
     }
     assert!(text.lines().count() < 60, "two screens at most: {text}");
@@ -87,10 +89,16 @@ fn mount_helper() {
     let (code, text) = run(&[&source, &mnt, "-o", "rw,local,noatime,_netdev,x-systemd.requires=x"]);
     assert_eq!(code, Some(0), "{text}");
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
-    assert!(mounts.lines().any(|line| line.starts_with(&format!("{source} {mnt} fuse.mirrorfs "))), "{mounts}");
+    assert!(
+        mounts.lines().any(|line| line.starts_with(&format!("{source} {mnt} fuse.mirrorfs "))),
+        "{mounts}"
+    );
     fs::write(pair.mnt().join("x"), b"x").expect("writing");
     assert_eq!(run(&[&source, &mnt, "-o", "remount,ro"]).0, Some(0));
-    assert_eq!(fs::write(pair.mnt().join("y"), b"y").expect_err("read-only").raw_os_error(), Some(libc::EROFS));
+    assert_eq!(
+        fs::write(pair.mnt().join("y"), b"y").expect_err("read-only").raw_os_error(),
+        Some(libc::EROFS)
+    );
     assert_eq!(run(&[&source, &mnt, "-o", "remount,rw"]).0, Some(0));
     fs::write(pair.mnt().join("y"), b"y").expect("writable again");
     pair.command_ok(&["umount", &mnt]);
@@ -113,11 +121,16 @@ fn status() {
     let peer = pair.peer_dir().display().to_string();
     let text = pair.command_ok(&["status", &peer]);
     assert!(text.contains("node-a") && text.contains("connected"), "{text}");
-    let json: serde_json::Value = serde_json::from_str(&pair.command_ok(&["status", "--json", &peer])).expect("JSON");
+    let json: serde_json::Value =
+        serde_json::from_str(&pair.command_ok(&["status", "--json", &peer])).expect("JSON");
     let elements = json["peer"]["sessions"][0]["elements"].as_array().expect("its array");
     assert_eq!(elements.len(), 4);
     for element in elements {
-        assert!(element["local"].is_string() && element["remote"].is_string() && element["timestamp_age_ms"].is_u64());
+        assert!(
+            element["local"].is_string()
+                && element["remote"].is_string()
+                && element["timestamp_age_ms"].is_u64()
+        );
     }
     pair.umount();
     pair.stop_peer();
@@ -155,6 +168,7 @@ fn an_ordinary_user() {
         mnt = pair.mnt().display()
     );
     let output = tool("unshare").args(["-m", "sh", "-ec", &script]).output().expect("unshare runs");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("hello"), "{text}");
 }

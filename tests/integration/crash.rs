@@ -86,8 +86,13 @@ fn twenty_kills_at_random_moments() {
         pair.mount();
         for (round, count) in expected.iter().enumerate() {
             for index in 0..*count {
-                let bytes = fs::read(pair.mnt().join(format!("r{round}/f{index}"))).expect("what was fsynced is there");
-                assert_eq!(bytes, vec![index as u8; 1000 + index * 37 % 20_000], "round {round}, file {index}");
+                let bytes = fs::read(pair.mnt().join(format!("r{round}/f{index}")))
+                    .expect("what was fsynced is there");
+                assert_eq!(
+                    bytes,
+                    vec![index as u8; 1000 + index * 37 % 20_000],
+                    "round {round}, file {index}"
+                );
             }
         }
     }

@@ -18,13 +18,19 @@ pub(crate) const CASES: &[Case] = &[
 fn mkfs(path: &Path, arguments: &[&str]) {
     let file = fs::File::create(path).expect("an image file");
     file.set_len(96 << 20).expect("its size");
-    let output = tool("mkfs.ext4").args(["-q", "-F"]).args(arguments).arg(path).output().expect("mkfs.ext4 runs");
+    let output =
+        tool("mkfs.ext4").args(["-q", "-F"]).args(arguments).arg(path).output().expect("mkfs.ext4 runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn stock_images() {
-    let kinds: [&[&str]; 5] =
-        [&[], &["-b", "1024"], &["-b", "2048"], &["-O", "^metadata_csum"], &["-O", "^64bit,^metadata_csum,uninit_bg", "-I", "128"]];
+    let kinds: [&[&str]; 5] = [
+        &[],
+        &["-b", "1024"],
+        &["-b", "2048"],
+        &["-O", "^metadata_csum"],
+        &["-O", "^64bit,^metadata_csum,uninit_bg", "-I", "128"],
+    ];
     for kind in kinds {
         let mut pair = Pair::prepare(Setup::default());
         let image = pair.dir.path().join("stock.img");
@@ -106,7 +112,10 @@ fn damaged_images() {
     let text = refused(&pair);
     assert!(text.contains("label") && text.contains("truncate"), "{text}");
     let status = pair.status();
-    assert!(status["mount"]["luns"][0]["problem"].as_str().is_some_and(|text| text.contains("label")), "{status:#}");
+    assert!(
+        status["mount"]["luns"][0]["problem"].as_str().is_some_and(|text| text.contains("label")),
+        "{status:#}"
+    );
     // One copy: the other serves.
     fs::copy(&whole.path, pair.image()).expect("copying back");
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xAA; 64], length - 4096 + 100).expect("writing");
@@ -121,8 +130,8 @@ fn damaged_images() {
 fn fill(dir: &Path) -> std::io::Error {
     for index in 0.. {
         let path = dir.join(format!("fill-{index}"));
-        let written = fs::write(&path, vec![index as u8; 1 << 20])
-            .and_then(|()| fs::File::open(&path)?.sync_all());
+        let written =
+            fs::write(&path, vec![index as u8; 1 << 20]).and_then(|()| fs::File::open(&path)?.sync_all());
         if let Err(error) = written {
             return error;
         }

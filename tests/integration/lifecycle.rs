@@ -23,7 +23,9 @@ fn a_tree_is_mirrored_and_both_images_are_equal() {
     assert_identical(&pair.image(), &pair.mirror());
     e2fsck_clean(&pair.mirror());
     // After a clean unmount the mirror mounts in place, with nothing to replay.
-    loop_mounted(&pair.mirror(), "ro,loop", |mnt| tree::assert_same(&before, &tree::fingerprint(&mnt.join("tree"))));
+    loop_mounted(&pair.mirror(), "ro,loop", |mnt| {
+        tree::assert_same(&before, &tree::fingerprint(&mnt.join("tree")))
+    });
     pair.mount();
     tree::assert_same(&before, &tree::fingerprint(&pair.mnt().join("tree")));
     fs::remove_dir_all(pair.mnt().join("tree/d1")).expect("deleting");
@@ -43,7 +45,9 @@ fn synchronous_mode_answers_when_the_mirror_has_it() {
     let mirror = pair.mirror();
     let copy = crate::support::judge::copy_of(&mirror);
     e2fsck_clean(&copy.path);
-    loop_mounted(&copy.path, "loop", |mnt| assert_eq!(fs::read(mnt.join("file")).expect("the file"), vec![42; 300_000]));
+    loop_mounted(&copy.path, "loop", |mnt| {
+        assert_eq!(fs::read(mnt.join("file")).expect("the file"), vec![42; 300_000])
+    });
     tree::make(&pair.mnt().join("tree"), 60, 2);
     pair.umount();
     assert_identical(&pair.image(), &pair.mirror());
@@ -57,7 +61,10 @@ fn any_number_of_connections_mirrors() {
         let elements = status["mount"]["link"]["elements"].as_array().expect("the array").clone();
         assert_eq!(elements.len().to_string(), workers);
         for element in elements {
-            assert!(element["local"].is_string() && element["remote"].is_string() && element["state"] == "open", "{element}");
+            assert!(
+                element["local"].is_string() && element["remote"].is_string() && element["state"] == "open",
+                "{element}"
+            );
             assert!(element["timestamp_age_ms"].is_u64(), "{element}");
         }
         tree::make(&pair.mnt().join("tree"), 120, 3);
@@ -98,7 +105,8 @@ fn several_luns_and_a_local_one() {
     for lun in ["mail", "db", "scratch"] {
         tree::make(&pair.mnt().join(lun).join("tree"), 40, 6);
     }
-    let crossed = fs::rename(pair.mnt().join("mail/tree"), pair.mnt().join("db/x")).expect_err("another file system");
+    let crossed =
+        fs::rename(pair.mnt().join("mail/tree"), pair.mnt().join("db/x")).expect_err("another file system");
     assert_eq!(crossed.raw_os_error(), Some(libc::EXDEV));
     pair.sync();
     pair.umount();
@@ -133,7 +141,8 @@ fn two_hosts_mirror_each_other() {
     a.sync();
     b.sync();
     // One goes first: its last barrier reaches the other, which then has no peer for its own; so both are synced before.
-    let (mirror_of_b, mirror_of_a) = (a.peer_dir().join("host-b/data.img"), b.peer_dir().join("host-a/data.img"));
+    let (mirror_of_b, mirror_of_a) =
+        (a.peer_dir().join("host-b/data.img"), b.peer_dir().join("host-a/data.img"));
     a.umount();
     assert_identical(&a.image(), &mirror_of_a);
     b.umount();

@@ -43,7 +43,10 @@ fn main() {
 /// A panic is a failure of that test; its values have been dropped, which cleans up, before the next one.
 fn guarded(run: fn()) -> Result<(), Failed> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
         Failed::from(text.unwrap_or("panicked"))
     })
 }

@@ -36,7 +36,8 @@ fn a_peer_killed_three_times_during_a_copy() {
     let source = tempfile::tempdir_in("/dev/shm").expect("a directory");
     tree::make(source.path(), 3000, 11);
     let target = pair.mnt().join("copy");
-    let mut copy = std::process::Command::new("cp").arg("-a").arg(source.path()).arg(&target).spawn().expect("cp");
+    let mut copy =
+        std::process::Command::new("cp").arg("-a").arg(source.path()).arg(&target).spawn().expect("cp");
     for _ in 0..3 {
         std::thread::sleep(std::time::Duration::from_millis(150));
         pair.kill_peer();
@@ -56,7 +57,9 @@ fn a_peer_killed_three_times_during_a_copy() {
     pair.umount();
     assert_identical(&pair.image(), &pair.mirror());
     e2fsck_clean(&pair.mirror());
-    loop_mounted(&pair.mirror(), "ro,loop", |mnt| tree::assert_same(&wanted, &tree::fingerprint(&mnt.join("copy"))));
+    loop_mounted(&pair.mirror(), "ro,loop", |mnt| {
+        tree::assert_same(&wanted, &tree::fingerprint(&mnt.join("copy")))
+    });
 }
 
 fn the_queue_names_what_waits() {
@@ -67,14 +70,18 @@ fn the_queue_names_what_waits() {
     pair.wait_for_verdict("disconnected");
     let status = pair.status();
     let reason = status["mount"]["link"]["reason"].as_str().expect("a reason");
-    assert!(!reason.is_empty() && status["summary"].as_str().is_some_and(|text| text.contains(reason)), "{status:#}");
+    assert!(
+        !reason.is_empty() && status["summary"].as_str().is_some_and(|text| text.contains(reason)),
+        "{status:#}"
+    );
     fs::create_dir(pair.mnt().join("mail")).expect("a directory");
     fs::write(pair.mnt().join("mail/message one"), vec![1; 50_000]).expect("a file");
     fs::write(pair.mnt().join("gone"), vec![2; 50_000]).expect("a file");
     fs::File::open(pair.mnt().join("gone")).and_then(|file| file.sync_all()).expect("fsync");
     fs::remove_file(pair.mnt().join("gone")).expect("deleting");
     fs::File::open(pair.mnt().join("mail/message one")).and_then(|file| file.sync_all()).expect("fsync");
-    let names: Vec<String> = pair.journal().iter().map(|row| row["name"].as_str().unwrap_or_default().to_string()).collect();
+    let names: Vec<String> =
+        pair.journal().iter().map(|row| row["name"].as_str().unwrap_or_default().to_string()).collect();
     assert!(names.iter().any(|name| name == "/mail/message one"), "{names:?}");
     assert!(names.iter().any(|name| name.starts_with("inode ") && name.ends_with("(deleted)")), "{names:?}");
     assert!(names.iter().any(|name| name == "jbd2 journal"), "{names:?}");
@@ -85,7 +92,9 @@ fn the_queue_names_what_waits() {
     pair.command_ok(&["journal", "verify", &state]);
     let row = pair.journal().into_iter().find(|row| row["name"] == "/mail/message one").expect("the row");
     let sequence = row["sequence"].as_str().expect("a sequence").to_string();
-    wait_until("the record on disk", || pair.command(&["journal", "show", &sequence, &state]).status.success());
+    wait_until("the record on disk", || {
+        pair.command(&["journal", "show", &sequence, &state]).status.success()
+    });
     let shown = pair.command_ok(&["journal", "show", "-x", &sequence, &state]);
     assert!(shown.contains("crc32c") && shown.contains("01 01 01 01"), "{shown}");
     pair.start_peer();
@@ -106,7 +115,10 @@ fn the_queue_survives_unmount_and_kill() {
     tree::make(&pair.mnt().join("one"), 50, 21);
     pair.umount();
     let first = pair.journal();
-    assert!(first.iter().any(|row| row["name"].as_str().is_some_and(|name| name.starts_with("/one/"))), "{first:?}");
+    assert!(
+        first.iter().any(|row| row["name"].as_str().is_some_and(|name| name.starts_with("/one/"))),
+        "{first:?}"
+    );
     assert_eq!(pair.status()["verdict"], "stopped");
     pair.mount();
     let again = pair.journal();
@@ -147,7 +159,8 @@ fn a_spent_queue_budget_falls_back_to_regions() {
     pair.kill_peer();
     pair.wait_for_verdict("disconnected");
     for index in 0..10 {
-        fs::write(pair.mnt().join(format!("big-{index}")), vec![index; 4 << 20]).expect("the primary is never stopped");
+        fs::write(pair.mnt().join(format!("big-{index}")), vec![index; 4 << 20])
+            .expect("the primary is never stopped");
     }
     fs::File::open(pair.mnt().join("big-9")).and_then(|file| file.sync_all()).expect("fsync");
     wait_until("the queue to be given up", || pair.status()["mount"]["log"]["queue_given_up"].is_string());
@@ -167,7 +180,8 @@ fn a_full_disk_at_the_peer_is_shown_and_healed() {
     pair.mount();
     pair.wait_for_verdict("in-sync");
     for index in 0..12 {
-        fs::write(pair.mnt().join(format!("big-{index}")), vec![index + 1; 8 << 20]).expect("the primary goes on");
+        fs::write(pair.mnt().join(format!("big-{index}")), vec![index + 1; 8 << 20])
+            .expect("the primary goes on");
     }
     fs::File::open(pair.mnt().join("big-1")).and_then(|file| file.sync_all()).expect("fsync");
     wait_until("the peer's error in the reason", || {
@@ -190,7 +204,8 @@ pub(crate) struct SmallDisk(std::path::PathBuf);
 impl SmallDisk {
     pub(crate) fn mount(at: &std::path::Path, mib: u32) -> Self {
         let size = format!("size={mib}M");
-        let done = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).status();
+        let done =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).status();
         assert!(done.expect("mount").success());
         Self(at.to_path_buf())
     }

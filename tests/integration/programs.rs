@@ -20,7 +20,8 @@ pub(crate) const CASES: &[Case] = &[
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
     text
 }
@@ -81,11 +82,15 @@ fn cp_tar_rsync() {
     for entry in fs::read_dir(&changed).expect("the tree").take(1) {
         let path = entry.expect("an entry").path();
         if path.is_dir() && !path.ends_with("new") {
-            let victim = fs::read_dir(&path).expect("a directory").next().expect("an entry").expect("an entry").path();
+            let victim =
+                fs::read_dir(&path).expect("a directory").next().expect("an entry").expect("an entry").path();
             run(tool("rm").arg("-rf").arg(victim));
         }
     }
-    run(tool("rsync").args(["-aH", "--checksum", "--delete"]).arg(format!("{}/", changed.display())).arg(mnt.join("rsync")));
+    run(tool("rsync")
+        .args(["-aH", "--checksum", "--delete"])
+        .arg(format!("{}/", changed.display()))
+        .arg(mnt.join("rsync")));
     assert_everywhere(&mut pair, &[("cp", source.path()), ("tar", source.path()), ("rsync", &changed)]);
     fs::remove_dir_all(pair.mnt().join("cp")).expect("rm -r");
     assert!(!pair.mnt().join("cp").exists());
@@ -100,7 +105,12 @@ fn git() {
     tree::make(&repo, 600, 81);
     let git = |arguments: &[&str]| {
         let mut command = tool("git");
-        command.arg("-C").arg(&repo).args(["-c", "user.name=mirrorfs", "-c", "user.email=mirrorfs@localhost"]);
+        command.arg("-C").arg(&repo).args([
+            "-c",
+            "user.name=mirrorfs",
+            "-c",
+            "user.email=mirrorfs@localhost",
+        ]);
         command.env("GIT_CONFIG_NOSYSTEM", "1").env("HOME", "/nonexistent").args(arguments);
         run(&mut command)
     };
@@ -123,14 +133,20 @@ fn git() {
 fn sqlite() {
     let mut pair = Pair::start(Setup::default());
     let db = pair.mnt().join("app.db");
-    let mut script = String::from("pragma synchronous=full; create table t(a integer primary key, b text);\n");
+    let mut script =
+        String::from("pragma synchronous=full; create table t(a integer primary key, b text);\n");
     for index in 0..1000 {
-        script.push_str(&format!("begin; insert into t(b) values ('row {index} {}'); commit;\n", "x".repeat(index % 300)));
+        script.push_str(&format!(
+            "begin; insert into t(b) values ('row {index} {}'); commit;\n",
+            "x".repeat(index % 300)
+        ));
     }
     let file = pair.dir.path().join("script.sql");
     fs::write(&file, script).expect("the script");
     run(tool("sh").args(["-c", &format!("sqlite3 {:?} < {:?}", db, file)]));
-    let query = |db: &Path| run(tool("sqlite3").arg(db).arg("pragma integrity_check; select count(*), sum(length(b)) from t;"));
+    let query = |db: &Path| {
+        run(tool("sqlite3").arg(db).arg("pragma integrity_check; select count(*), sum(length(b)) from t;"))
+    };
     let wanted = query(&db);
     assert!(wanted.starts_with("ok\n1000|"), "{wanted}");
     pair.sync();
@@ -159,7 +175,8 @@ fn c_program() {
         objects.push(format!("part{index}.o"));
     }
     let sum: String = (0..20).map(|index| format!(" + part{index}()")).collect();
-    let text = format!("#include <stdio.h>\n{calls}int main(void) {{ printf(\"%d\\n\", 0{sum}); return 0; }}\n");
+    let text =
+        format!("#include <stdio.h>\n{calls}int main(void) {{ printf(\"%d\\n\", 0{sum}); return 0; }}\n");
     fs::write(dir.join("main.c"), text).expect("a source");
     for source in (0..20).map(|index| format!("part{index}.c")).chain(["main.c".into()]) {
         run(tool("gcc").current_dir(&dir).args(["-O1", "-c", &source]));
@@ -180,7 +197,13 @@ fn posix_corners() {
     let mut pair = Pair::start(Setup::default());
     let mnt = pair.mnt();
     // An open file lives on without a name.
-    let mut open = fs::File::options().create(true).truncate(true).read(true).write(true).open(mnt.join("gone")).expect("open");
+    let mut open = fs::File::options()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(mnt.join("gone"))
+        .expect("open");
     open.write_all(b"still here").expect("write");
     fs::remove_file(mnt.join("gone")).expect("unlink");
     open.seek(SeekFrom::Start(0)).expect("seek");
@@ -201,7 +224,10 @@ fn posix_corners() {
     // Long names, long symlinks, names that are no text.
     let long = "n".repeat(255);
     fs::write(mnt.join(&long), b"x").expect("255 bytes");
-    assert_eq!(fs::write(mnt.join("n".repeat(256)), b"x").expect_err("too long").raw_os_error(), Some(libc::ENAMETOOLONG));
+    assert_eq!(
+        fs::write(mnt.join("n".repeat(256)), b"x").expect_err("too long").raw_os_error(),
+        Some(libc::ENAMETOOLONG)
+    );
     symlink("t".repeat(2000), mnt.join("long-link")).expect("symlink");
     assert_eq!(fs::read_link(mnt.join("long-link")).expect("readlink").as_os_str().len(), 2000);
     // Appends from several processes do not overwrite one another.
@@ -224,7 +250,10 @@ fn posix_corners() {
     fs::remove_file(mnt.join("b")).expect("unlink");
     assert_eq!(fs::metadata(mnt.join("c")).expect("stat").nlink(), 1);
     run(tool("setfattr").args(["-n", "user.colour", "-v", "blue"]).arg(mnt.join("c")));
-    assert!(run(tool("getfattr").args(["-n", "user.colour", "--only-values"]).arg(mnt.join("c"))).contains("blue"));
+    assert!(
+        run(tool("getfattr").args(["-n", "user.colour", "--only-values"]).arg(mnt.join("c")))
+            .contains("blue")
+    );
     run(tool("setfacl").args(["-m", "u:1234:rw"]).arg(mnt.join("c")));
     assert!(run(tool("getfacl").arg("-n").arg(mnt.join("c"))).contains("user:1234:rw-"));
     run(tool("touch").args(["-d", "1999-12-31T23:59:59.123456789Z"]).arg(mnt.join("c")));

@@ -45,7 +45,12 @@ fn a_second_mount() {
     let mut pair = Pair::start(Setup::with(&["--local"]));
     let other = pair.dir.path().join("mnt2");
     fs::create_dir(&other).expect("a directory");
-    let output = pair.command(&["mount", &other.display().to_string(), "--local", &format!("--state-dir={}", pair.state().display())]);
+    let output = pair.command(&[
+        "mount",
+        &other.display().to_string(),
+        "--local",
+        &format!("--state-dir={}", pair.state().display()),
+    ]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(4), "{text}");
     assert!(text.contains(&pair.mount_pid().to_string()), "{text}");
@@ -71,7 +76,8 @@ fn mount_points() {
 
 fn a_wrong_key() {
     let mut pair = Pair::prepare(Setup::default());
-    let keys: Vec<String> = ["one", "two"].iter().map(|name| pair.dir.path().join(name).display().to_string()).collect();
+    let keys: Vec<String> =
+        ["one", "two"].iter().map(|name| pair.dir.path().join(name).display().to_string()).collect();
     for key in &keys {
         pair.command_ok(&["keygen", key]);
     }
@@ -141,7 +147,9 @@ fn a_newer_peer() {
     // version is refused by name is shown by talking to a real peer as a newer primary would.
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", pair.port)).expect("connecting");
     stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("a timeout");
-    stream.write_all(b"mirrorfs\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").expect("writing");
+    stream
+        .write_all(b"mirrorfs\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
+        .expect("writing");
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     // The peer serves on.

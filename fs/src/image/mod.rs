@@ -27,5 +27,5 @@ pub use format::{FormatOptions, format};
 pub use generation::{Generations, Relation};
 pub use label::{Label, Role, State};
 pub use lun::Lun;
-pub use overlay::OverlayBacking;
 pub use open::{Found, Image, OpenOptions, read_label};
+pub use overlay::OverlayBacking;

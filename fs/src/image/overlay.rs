@@ -33,8 +33,16 @@ impl OverlayBacking {
         Ok(Self { below, changed: RwLock::new(HashMap::new()) })
     }
 
-    fn change(&self, offset: u64, length: u64, sector: impl Fn(usize) -> [u8; SECTOR_BYTES as usize]) -> io::Result<()> {
-        if offset % SECTOR_BYTES != 0 || length % SECTOR_BYTES != 0 || offset.saturating_add(length) > self.size_bytes() {
+    fn change(
+        &self,
+        offset: u64,
+        length: u64,
+        sector: impl Fn(usize) -> [u8; SECTOR_BYTES as usize],
+    ) -> io::Result<()> {
+        if !offset.is_multiple_of(SECTOR_BYTES)
+            || !length.is_multiple_of(SECTOR_BYTES)
+            || offset.saturating_add(length) > self.size_bytes()
+        {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("range {offset}+{length}")));
         }
         let mut changed = self.changed.write();

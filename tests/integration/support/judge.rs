@@ -10,7 +10,8 @@ const LABEL_BYTES: u64 = 8 << 10;
 /// The two images are the same, labels aside.
 #[track_caller]
 pub(crate) fn assert_identical(one: &Path, other: &Path) {
-    let open = |path: &Path| std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let open =
+        |path: &Path| std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let (mut a, mut b) = (open(one), open(other));
     let length = |file: &std::fs::File| file.metadata().expect("metadata").len();
     assert_eq!(length(&a), length(&b), "lengths of {} and {}", one.display(), other.display());
@@ -33,11 +34,17 @@ pub(crate) fn assert_identical(one: &Path, other: &Path) {
 #[track_caller]
 pub(crate) fn e2fsck_clean(image: &Path) {
     let copy = copy_of(image);
-    let replay = tool("e2fsck").args(["-fy", "-E", "journal_only"]).arg(&copy.path).output().expect("e2fsck runs");
+    let replay =
+        tool("e2fsck").args(["-fy", "-E", "journal_only"]).arg(&copy.path).output().expect("e2fsck runs");
     let text = String::from_utf8_lossy(&replay.stdout).into_owned();
-    assert!(replay.status.code().is_some_and(|code| code <= 1), "journal replay of {}: {text}", image.display());
+    assert!(
+        replay.status.code().is_some_and(|code| code <= 1),
+        "journal replay of {}: {text}",
+        image.display()
+    );
     let check = tool("e2fsck").arg("-fn").arg(&copy.path).output().expect("e2fsck runs");
-    let text = format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
     assert!(check.status.success(), "e2fsck -fn {}: {text}", image.display());
 }
 
@@ -65,7 +72,17 @@ pub(crate) fn loop_mounted<T>(image: &Path, options: &str, look: impl FnOnce(&Pa
         }
     }
     let dir = Mounted(tempfile::tempdir().expect("a mount point"));
-    let output = tool("mount").args(["-t", "ext4", "-o", options]).arg(image).arg(dir.0.path()).output().expect("mount runs");
-    assert!(output.status.success(), "mount {}: {}", image.display(), String::from_utf8_lossy(&output.stderr));
+    let output = tool("mount")
+        .args(["-t", "ext4", "-o", options])
+        .arg(image)
+        .arg(dir.0.path())
+        .output()
+        .expect("mount runs");
+    assert!(
+        output.status.success(),
+        "mount {}: {}",
+        image.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
     look(dir.0.path())
 }

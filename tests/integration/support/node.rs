@@ -86,7 +86,10 @@ impl Pair {
 
     /// Makes the directories and starts nothing.
     pub(crate) fn prepare(setup: Setup) -> Self {
-        let dir = tempfile::Builder::new().prefix("mirrorfs-test-").tempdir_in("/dev/shm").expect("a directory on the RAM disk");
+        let dir = tempfile::Builder::new()
+            .prefix("mirrorfs-test-")
+            .tempdir_in("/dev/shm")
+            .expect("a directory on the RAM disk");
         std::fs::create_dir(dir.path().join("mnt")).expect("the mount point");
         Self { dir, setup, port: free_port(), mount: None, peer: None }
     }
@@ -113,7 +116,7 @@ impl Pair {
             "mount".into(),
             self.mnt().display().to_string(),
             format!("--state-dir={}", self.state().display()),
-                    ];
+        ];
         if !self.setup.mount.iter().any(|argument| argument.starts_with("--node")) {
             arguments.push("--node=node-a".into());
         }
@@ -173,23 +176,27 @@ impl Pair {
     #[track_caller]
     pub(crate) fn start_peer_with(&mut self, arguments: &[&str]) {
         let log = self.log("peer.log");
-        let child = mirrorfs(self.dir.path())
-            .args(["peer", &format!("--listen=127.0.0.1:{}", self.port)])
-            .args(arguments)
-            .arg(format!("--dir={}", self.peer_dir().display()))
-            .args(QUICK.iter().filter(|argument| !argument.starts_with("--memory") && !argument.starts_with("--queue-max")))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .expect("mirrorfs starts");
+        let child =
+            mirrorfs(self.dir.path())
+                .args(["peer", &format!("--listen=127.0.0.1:{}", self.port)])
+                .args(arguments)
+                .arg(format!("--dir={}", self.peer_dir().display()))
+                .args(QUICK.iter().filter(|argument| {
+                    !argument.starts_with("--memory") && !argument.starts_with("--queue-max")
+                }))
+                .stdout(Stdio::null())
+                .stderr(log)
+                .process_group(0)
+                .spawn()
+                .expect("mirrorfs starts");
         self.peer = Some(child);
         let dir = self.peer_dir();
         wait_until("the peer", || {
             let ended = self.peer.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
             let log = std::fs::read_to_string(self.dir.path().join("peer.log")).unwrap_or_default();
             assert!(!ended, "the peer ended:\n{log}");
-            let output = mirrorfs(self.dir.path()).args(["status", "--json"]).arg(&dir).output().expect("status runs");
+            let output =
+                mirrorfs(self.dir.path()).args(["status", "--json"]).arg(&dir).output().expect("status runs");
             serde_json::from_slice::<Value>(&output.stdout).is_ok_and(|status| status["verdict"] == "serving")
         });
     }
@@ -234,7 +241,12 @@ impl Pair {
     pub(crate) fn command_ok(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "mirrorfs {arguments:?}: {}\n{out}{err}\nmount log:\n{}", output.status, self.mount_log());
+        assert!(
+            output.status.success(),
+            "mirrorfs {arguments:?}: {}\n{out}{err}\nmount log:\n{}",
+            output.status,
+            self.mount_log()
+        );
         out.into_owned()
     }
 
@@ -287,7 +299,10 @@ impl Drop for Pair {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("mount log:\n{}", self.mount_log());
-            eprintln!("peer log:\n{}", std::fs::read_to_string(self.dir.path().join("peer.log")).unwrap_or_default());
+            eprintln!(
+                "peer log:\n{}",
+                std::fs::read_to_string(self.dir.path().join("peer.log")).unwrap_or_default()
+            );
         }
         kill(&mut self.mount);
         kill(&mut self.peer);

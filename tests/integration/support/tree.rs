@@ -12,7 +12,8 @@ pub(crate) fn fingerprint(root: &Path) -> BTreeMap<OsString, String> {
     let mut waiting = vec![PathBuf::new()];
     while let Some(relative) = waiting.pop() {
         let path = root.join(&relative);
-        let metadata = std::fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let metadata =
+            std::fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let kind = metadata.file_type();
         let content = if kind.is_symlink() {
             format!("-> {:?}", std::fs::read_link(&path).expect("a link"))
@@ -82,13 +83,15 @@ pub(crate) fn make(root: &Path, files: usize, seed: u64) {
             9 => random() % 200_000,
             _ => random() % 8_000,
         };
-        let bytes: Vec<u8> = (0..length).map(|at| (at.wrapping_mul(31) ^ seed ^ index as u64) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..length).map(|at| (at.wrapping_mul(31) ^ seed ^ index as u64) as u8).collect();
         std::fs::write(&path, bytes).expect("a file");
         if index % 7 == 0 {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o750)).expect("a mode");
         }
         if index % 13 == 0 {
-            std::os::unix::fs::symlink(format!("file-{index}.txt"), dir.join(format!("link-{index}"))).expect("a link");
+            std::os::unix::fs::symlink(format!("file-{index}.txt"), dir.join(format!("link-{index}")))
+                .expect("a link");
         }
         if index % 29 == 0 {
             std::fs::hard_link(&path, dir.join(format!("hard-{index}"))).expect("a hard link");

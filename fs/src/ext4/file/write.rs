@@ -333,7 +333,7 @@ impl Ext4 {
         if !run.fresh {
             let unit = unit as usize;
             let tail = buffer.len() - unit;
-            let (has_head, has_tail) = (head > 0, to as usize % unit > 0);
+            let (has_head, has_tail) = (head > 0, !(to as usize).is_multiple_of(unit));
             if has_head {
                 self.lun.read(place, &mut buffer[..unit])?;
             }
