@@ -50,6 +50,7 @@ fn assert_everywhere(pair: &mut Pair, dirs: &[(&str, &Path)]) {
     let wanted: Vec<_> = dirs.iter().map(|(_, source)| tree::fingerprint(source)).collect();
     let check = |root: PathBuf| {
         for ((dir, _), wanted) in dirs.iter().zip(&wanted) {
+            eprintln!("comparing {}", root.join(dir).display());
             tree::assert_same(wanted, &tree::fingerprint(&root.join(dir)));
         }
     };
