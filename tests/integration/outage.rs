@@ -185,8 +185,11 @@ fn a_full_disk_under_the_queue() {
     pair.kill_peer();
     pair.wait_for_verdict("disconnected");
     for index in 0..10 {
-        fs::write(pair.mnt().join(format!("big-{index}")), vec![index + 1; 4 << 20]).expect("the primary is never stopped");
-        fs::File::open(pair.mnt().join(format!("big-{index}"))).and_then(|file| file.sync_all()).expect("nor is an fsync");
+        fs::write(pair.mnt().join(format!("big-{index}")), vec![index + 1; 4 << 20])
+            .expect("the primary is never stopped");
+        fs::File::open(pair.mnt().join(format!("big-{index}")))
+            .and_then(|file| file.sync_all())
+            .expect("nor is an fsync");
     }
     wait_until("the queue to be given up", || pair.status()["mount"]["log"]["queue_given_up"].is_string());
     pair.start_peer();
@@ -206,7 +209,9 @@ fn a_damaged_queue() {
     pair.wait_for_verdict("disconnected");
     for index in 0..20 {
         fs::write(pair.mnt().join(format!("file-{index}")), vec![index + 1; 100_000]).expect("writing");
-        fs::File::open(pair.mnt().join(format!("file-{index}"))).and_then(|file| file.sync_all()).expect("fsync");
+        fs::File::open(pair.mnt().join(format!("file-{index}")))
+            .and_then(|file| file.sync_all())
+            .expect("fsync");
     }
     pair.umount();
     let state = pair.state().display().to_string();

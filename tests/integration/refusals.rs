@@ -187,7 +187,8 @@ impl NewerPeer {
     fn carry(mut primary: TcpStream, peer: u16) {
         let mut peer = TcpStream::connect(("127.0.0.1", peer)).expect("the peer");
         primary.set_nonblocking(false).expect("blocking");
-        let (mut from, mut to) = (primary.try_clone().expect("a handle"), peer.try_clone().expect("a handle"));
+        let (mut from, mut to) =
+            (primary.try_clone().expect("a handle"), peer.try_clone().expect("a handle"));
         std::thread::spawn(move || std::io::copy(&mut from, &mut to));
         std::thread::spawn(move || {
             let (mut buffer, mut seen) = (vec![0; 64 << 10], Vec::new());
