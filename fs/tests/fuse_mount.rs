@@ -14,6 +14,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -348,6 +349,72 @@ fn a_write_through_a_setuid_file_clears_the_bit() {
 const SILENT: u8 = 0;
 const APPLIES: u8 = 1;
 const SYNCS: u8 = 2;
+
+/// Runs a program as user and group 7, without supplementary groups.
+fn as_user_7(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).uid(7).gid(7).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Rules that the kernel leaves to us, found by comparing a mount with the kernel's own ext4.
+#[test]
+fn owners_bits_and_times_follow_the_kernels_rules() {
+    if !can_mount() {
+        return;
+    }
+    for mode in [Mode::Async, Mode::Sync] {
+        let mount = Mount::new(&["data"], mode);
+        fs::set_permissions(mount.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = mount.root().join("file");
+        let name = path.to_str().unwrap();
+        let file = File::create(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(7), Some(33)).unwrap();
+        let set_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let get_mode = || fs::symlink_metadata(&path).unwrap().mode() & 0o7777;
+
+        // chown(2) that changes neither owner nor group.
+        set_mode(0o6775);
+        std::os::unix::fs::chown(&path, None, None).unwrap();
+        assert_eq!(get_mode(), 0o775, "{mode:?}");
+
+        // An ACL set by the owner, who is not of the file's group; by root, who may.
+        set_mode(0o2754);
+        assert!(Command::new("setfacl").args(["-m", "u:1:r", name]).status().unwrap().success());
+        assert_eq!(get_mode() & 0o2000, 0o2000, "{mode:?}");
+        as_user_7("setfacl", &["-m", "u:2:r", name]);
+        assert_eq!(get_mode() & 0o2000, 0, "{mode:?}");
+
+        // Trusted attributes are root's.
+        for attribute in ["user.a", "trusted.b"] {
+            assert!(Command::new("setfattr").args(["-n", attribute, name]).status().unwrap().success());
+        }
+        let listed = as_user_7("getfattr", &["-m", "-", name]);
+        assert!(listed.contains("user.a") && !listed.contains("trusted.b"), "{mode:?}: {listed}");
+
+        // Blocks are true behind a sync, also while the file is open.
+        file.write_all_at(&[7; 100_000], 0).unwrap();
+        file.sync_all().unwrap();
+        until("the blocks are counted", || fs::metadata(&path).unwrap().blocks() >= 196);
+
+        // Times move on with operations that change nothing else.
+        let mtime = || fs::metadata(&path).unwrap().modified().unwrap();
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        for (flags, offset) in [(punch, 200_000), (libc::FALLOC_FL_KEEP_SIZE, 0)] {
+            let before = mtime();
+            std::thread::sleep(Duration::from_millis(20));
+            // SAFETY: the descriptor is open.
+            assert_eq!(unsafe { libc::fallocate(file.as_raw_fd(), flags, offset, 4096) }, 0);
+            assert!(mtime() > before, "{mode:?}: fallocate {flags:#x}");
+        }
+        let before = mtime();
+        std::thread::sleep(Duration::from_millis(20));
+        file.set_len(100_000).unwrap();
+        assert!(mtime() > before, "{mode:?}: truncate to the same size");
+        drop(file);
+        mount.finish();
+    }
+}
 
 /// Answers what the log hands out, as far as `willing` says, until the session ends.
 fn play_peer(log: &MirrorLog, willing: &AtomicU8) {

@@ -96,15 +96,24 @@ fn decode_time(raw: &[u8], at: usize, extra: Option<usize>) -> Timestamp {
     }
 }
 
+/// First and last second that a time field can hold, with and without its extra field.
+const fn time_range(extra: bool) -> (i64, i64) {
+    if extra { (-(1 << 31), (1 << 34) - (1 << 31) - 1) } else { (-(1 << 31), (1 << 31) - 1) }
+}
+
 fn encode_time(raw: &mut [u8], at: usize, extra: Option<usize>, time: Timestamp) {
     match extra {
         Some(extra_at) => {
-            let seconds = time.seconds.clamp(-(1 << 31), (1 << 34) - (1 << 31) - 1);
+            let (first, last) = time_range(true);
+            let seconds = time.seconds.clamp(first, last);
             put32(raw, at, seconds as u32);
             let epoch = ((seconds - i64::from(seconds as i32)) >> 32) as u32 & 3;
             put32(raw, extra_at, epoch | time.nanoseconds << 2);
         }
-        None => put32(raw, at, time.seconds.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as u32),
+        None => {
+            let (first, last) = time_range(false);
+            put32(raw, at, time.seconds.clamp(first, last) as u32);
+        }
     }
 }
 
@@ -294,11 +303,15 @@ impl Inode {
             put32(&mut self.block, 4, rdev);
         }
     }
-    /// A time as the image keeps it: whole seconds where the inode has no room for more.
+    /// A time as the image keeps it: whole seconds where the inode has no room for more, and no further away than the
+    /// field reaches (the kernel cuts fractions at both ends too).
     fn kept(&self, time: Timestamp, extra_at: usize) -> Timestamp {
-        match extra_field(self.extra_isize, extra_at) {
-            Some(_) => time,
-            None => Timestamp { nanoseconds: 0, ..time },
+        let extra = extra_field(self.extra_isize, extra_at).is_some();
+        let (first, last) = time_range(extra);
+        let inside = first < time.seconds && time.seconds < last;
+        Timestamp {
+            seconds: time.seconds.clamp(first, last),
+            nanoseconds: if extra && inside { time.nanoseconds } else { 0 },
         }
     }
     /// As the frontend sees it.

@@ -76,6 +76,15 @@ impl Notify {
         }
     }
 
+    /// If the inode's blocks have changed: has its attributes asked for again at once, not only soon. Whoever syncs a file
+    /// before looking at it sees its true number of blocks.
+    pub(crate) fn refresh_now(&self, ino: u64) {
+        let was_changed = self.changed.lock().remove(&ino);
+        if was_changed {
+            self.ask_again(ino);
+        }
+    }
+
     /// The kernel is to ask for the inode's attributes before it next uses them.
     pub(crate) fn ask_again(&self, ino: u64) {
         let _ = self.sender.try_send(Task::AskAgain(ino));

@@ -45,6 +45,7 @@ impl Server {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.notify.refresh_now(call.ino);
         let server = self.clone();
         let done = move |result: Result<_, FsError>| match result {
             Err(error) => server.refuse(&call, reply, &error),

@@ -129,7 +129,8 @@ impl Ext4 {
             }
             Fallocate::PunchHole => {
                 if offset >= size {
-                    return Ok(None);
+                    // Nothing to free, but the file counts as modified.
+                    return self.work(context, ino, Work::Punch, (0, 0), (0, 0), 0);
                 }
                 // What lies behind the end in its block is a hole too.
                 let end = if end >= size { size.next_multiple_of(block_size) } else { end };
@@ -181,10 +182,7 @@ impl Ext4 {
                     inode.size = size;
                 }
                 let now = Timestamp::now();
-                inode.ctime = now;
-                if work != Work::Reserve || new_size > 0 {
-                    inode.mtime = now;
-                }
+                (inode.mtime, inode.ctime) = (now, now);
                 if tx.context.uid != 0 {
                     tx.kill_privileges(&mut inode)?;
                 }

@@ -188,6 +188,12 @@ fn modes_owners_and_groups_follow_the_rules() {
     let after = set(SetAttr { mtime: Some(time), ..SetAttr::default() });
     assert_eq!((after.mtime, after.atime), (time, before.atime));
     assert!(after.ctime >= before.ctime);
+    // What the fields can't hold is cut as the kernel does it.
+    for (asked, kept) in [(1 << 40, (1 << 34) - (1 << 31) - 1), (-(1 << 40), -(1 << 31))] {
+        let far = Timestamp { seconds: asked, nanoseconds: 5 };
+        let atime = set(SetAttr { atime: Some(far), ..SetAttr::default() }).atime;
+        assert_eq!(atime, Timestamp { seconds: kept, nanoseconds: 0 });
+    }
     image.judge(fs);
     image.with_kernel(|root| {
         let metadata = std::fs::metadata(root.join("shared/f")).unwrap();

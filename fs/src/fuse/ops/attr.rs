@@ -1,10 +1,10 @@
 //! Attributes: getattr, setattr, statfs.
 
 use super::Call;
-use crate::ext4::attr::{SetAttr, StatFs};
+use crate::ext4::attr::{SetAttr, StatFs, Timestamp};
 use crate::ext4::error::Result;
 use crate::fuse::node::Node;
-use crate::fuse::server::{CACHED_FOR, Server};
+use crate::fuse::server::{CACHED_FOR, Mode, Server};
 use fuser::{ReplyAttr, ReplyStatfs};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +16,16 @@ pub(crate) struct Change {
     pub(crate) size: Option<u64>,
     /// All else.
     pub(crate) set: SetAttr,
+}
+
+impl Change {
+    /// Nothing but, at most, a change time: what is left of chown(2) with neither owner nor group, which takes setuid,
+    /// setgid and file capabilities all the same.
+    fn leaves_all(&self) -> bool {
+        let SetAttr { permissions, uid, gid, atime, mtime, ctime: _, kill_privileges: _ } = self.set;
+        let times = atime.is_some() || mtime.is_some();
+        !times && self.size.is_none() && permissions.is_none() && uid.is_none() && gid.is_none()
+    }
 }
 
 impl Server {
@@ -45,7 +55,17 @@ impl Server {
                 let (lun, number) = server.changeable(call.ino)?;
                 let fs = server.fs(lun);
                 let mut set = change.set;
+                if change.leaves_all() {
+                    server.drop_capability(context, call.ino, lun, number)?;
+                    set.kill_privileges = true;
+                }
                 if change.size.is_some() {
+                    // The kernel sends new times with a new size only, or where the writeback cache has it keep them;
+                    // ext4 has them in any case.
+                    if server.mode == Mode::Sync && set.mtime.is_none() {
+                        let now = Timestamp::now();
+                        (set.mtime, set.ctime) = (Some(now), Some(now));
+                    }
                     server.drop_capability(context, call.ino, lun, number)?;
                     // The kernel has said whether the caller may keep setuid and setgid bits, but fuser does not pass
                     // it on. (A change of owner takes them in any case: the core does that.)

@@ -57,13 +57,27 @@ pub(crate) struct Call {
     pub(crate) ino: u64,
     /// The caller; not allowed to block.
     pub(crate) context: Context,
+    /// The caller's thread; 0: of another PID namespace, or the kernel's own work.
+    caller: u32,
 }
 
 impl Call {
     pub(crate) fn new(name: &'static str, ino: fuser::INodeNo, request: &Request) -> Self {
         let context = Context { uid: request.uid(), gid: request.gid(), may_block: false };
-        Self { name, ino: ino.0, context }
+        Self { name, ino: ino.0, context, caller: request.pid() }
     }
+
+    /// Whether the caller, who waits for the answer, belongs to the group. FUSE does not pass on supplementary groups.
+    pub(crate) fn is_in_group(&self, gid: u32) -> bool {
+        self.context.gid == gid || supplementary_groups(self.caller).contains(&gid)
+    }
+}
+
+/// The supplementary groups of a thread; none where they can't be found out.
+fn supplementary_groups(thread: u32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_ascii_whitespace().filter_map(|gid| gid.parse().ok()).collect()
 }
 
 impl Server {
@@ -88,5 +102,22 @@ impl Server {
             }
             Err(error) => self.refuse(&call, reply, &error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn supplementary_groups_are_found() {
+        let ours = supplementary_groups(std::process::id());
+        let output = Command::new("id").arg("-G").output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        // id(1) names the effective group too.
+        assert!(ours.iter().all(|gid| said.split_whitespace().any(|said| said == gid.to_string())), "{said}");
+        assert_eq!(supplementary_groups(0), Vec::<u32>::new());
     }
 }

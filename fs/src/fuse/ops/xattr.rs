@@ -1,11 +1,15 @@
 //! Extended attributes, POSIX ACLs among them.
 
 use super::Call;
-use crate::ext4::attr::XattrMode;
+use crate::ext4::attr::{SetAttr, XattrMode};
 use crate::ext4::error::{FsError, Result};
 use crate::fuse::server::{CAPABILITY, Server};
 use fuser::{Errno, ReplyEmpty, ReplyXattr};
 use std::sync::Arc;
+
+const TRUSTED: &[u8] = b"trusted.";
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const SETGID: u16 = 0o2000;
 
 /// What `setxattr` flags ask for.
 fn mode(flags: i32) -> Result<XattrMode> {
@@ -57,7 +61,9 @@ impl Server {
             Err(FsError::Errno(libc::ENODATA)) => Ok(Vec::new()),
             Err(error) => Err(error),
         };
-        let list = names.map(|names| {
+        let list = names.map(|mut names| {
+            // As everywhere, trusted attributes are not shown to whom they are not for.
+            names.retain(|name| call.context.uid == 0 || !name.starts_with(TRUSTED));
             let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
             for name in names {
                 list.extend_from_slice(&name);
@@ -82,7 +88,16 @@ impl Server {
             move |server, context| {
                 let mode = mode(flags)?;
                 let (lun, number) = server.changeable(call.ino)?;
-                server.fs(lun).setxattr(context, number, &name, &value, mode)?;
+                let fs = server.fs(lun);
+                fs.setxattr(context, number, &name, &value, mode)?;
+                if name == ACL_ACCESS && context.uid != 0 {
+                    // A new mode, by ACL: like chmod, it takes setgid if the group is not the caller's.
+                    let attr = fs.getattr(number)?;
+                    if attr.permissions & SETGID != 0 && !call.is_in_group(attr.gid) {
+                        let permissions = Some(attr.permissions & !SETGID);
+                        fs.setattr(context, number, &SetAttr { permissions, ..SetAttr::default() })?;
+                    }
+                }
                 if name == CAPABILITY {
                     server.without_capability.remove(call.ino);
                 }
