@@ -196,10 +196,9 @@ impl NewerPeer {
                 let start = seen.len();
                 seen.extend_from_slice(&buffer[..length]);
                 // The frame header: magic, then the version.
-                if let Some(at) = seen.windows(8).position(|window| window == b"mirrorfs") {
-                    if let Some(version) = seen.get_mut(at + 8..at + 12) {
-                        version.copy_from_slice(&999u32.to_le_bytes());
-                    }
+                let magic = seen.windows(8).position(|window| window == b"mirrorfs");
+                if let Some(version) = magic.and_then(|at| seen.get_mut(at + 8..at + 12)) {
+                    version.copy_from_slice(&999u32.to_le_bytes());
                 }
                 if primary.write_all(&seen[start..]).is_err() {
                     break;
