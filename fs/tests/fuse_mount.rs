@@ -104,7 +104,12 @@ impl Mount {
 
     /// Unmounts, closes, and has e2fsck look at each image.
     fn finish(mut self) {
-        self.unmounter.unmount().unwrap();
+        // A child that another test is just starting holds our files open until it has become its program.
+        let begun = std::time::Instant::now();
+        while let Err(error) = self.unmounter.unmount() {
+            assert!(error.raw_os_error() == Some(libc::EBUSY) && begun.elapsed().as_secs() < 20, "{error}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.server.take().unwrap().join().unwrap().unwrap();
         for (path, image, fs) in std::mem::take(&mut self.parts) {
             let epoch = fs.close().unwrap();

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How often a `sync` looks again whether the mirror has it.
 const SYNC_POLL: Duration = Duration::from_millis(20);
+/// How long an unmount waits for files to be closed before it says that the mount is in use.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Answers for a mount.
 pub(super) struct MountHandler {
@@ -91,7 +93,7 @@ impl MountHandler {
 
     fn unmount(&self, force: bool) -> Result<Reply, CliError> {
         if !force {
-            self.unmounter.unmount().map_err(|error| {
+            self.unmount_patiently().map_err(|error| {
                 let next = if error.raw_os_error() == Some(libc::EBUSY) {
                     " (files are open or a shell stands in it; fuser -vm tells who, --force takes it down all the same)"
                 } else {
@@ -111,6 +113,19 @@ impl MountHandler {
         super::take_down(&self.unmounter)
             .context(|| format!("cannot unmount {}", self.served.settings.mountpoint.display()))?;
         Ok(Reply::Done)
+    }
+
+    /// Programs that are just ending or starting others may hold files open for a moment.
+    fn unmount_patiently(&self) -> std::io::Result<()> {
+        let begun = Instant::now();
+        loop {
+            match self.unmounter.unmount() {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && begun.elapsed() < BUSY_TIMEOUT => {
+                    std::thread::sleep(SYNC_POLL);
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Commits each file system and waits until its barrier is durable on the mirror.
