@@ -161,6 +161,7 @@ impl Server {
     /// Frees an inode whose last use has ended. What fails here is on the orphan list and freed at the next mount.
     fn evict(self: &Arc<Self>, ino: u64) {
         let Ok(Node::Inode(lun, number)) = self.numbers.node(ino) else { return };
+        self.starved.forget(ino);
         match self.fs(lun).evict(Context { may_block: false, ..OWN_WORK }, number) {
             Ok(()) => {}
             Err(FsError::WouldBlock) => {

@@ -72,7 +72,11 @@ impl Server {
                     set.kill_privileges = context.uid != 0;
                 }
                 let changed = match change.size {
-                    Some(size) => fs.truncate(context, number, size, &set)?,
+                    Some(size) => {
+                        let truncated = fs.truncate(context, number, size, &set)?;
+                        server.starved.forget(call.ino);
+                        truncated
+                    }
                     None => (fs.setattr(context, number, &set)?, None),
                 };
                 server.changed(call.ino);
