@@ -59,7 +59,7 @@ fn list(target: Option<&Path>, json: bool, limit: usize) -> Result<ExitCode, Cli
 
 fn write_rows(out: &mut impl std::io::Write, dir: &Path, rows: &[JournalRow]) -> std::io::Result<()> {
     let mount = crate::commands::status::mountpoint_of(dir);
-    let requests = rows.iter().filter(|row| row.op != "barrier").count();
+    let requests = rows.iter().filter(|row| row.length.is_some()).count();
     let bytes: u64 = rows.iter().filter(|row| row.op == "write").filter_map(|row| row.length).sum();
     writeln!(out, "{}: {requests} requests wait, {}", mount.display(), show_size(bytes))?;
     if rows.is_empty() {

@@ -176,6 +176,4 @@ fn a_full_disk() {
     fs::write(pair.mnt().join("more"), vec![6; 20 << 20]).expect("and more");
     pair.umount();
     e2fsck_clean(&pair.image());
-    drop(pair);
-    drop(disk);
 }

@@ -9,6 +9,8 @@ pub(crate) const CASES: &[Case] = &[
     ("the_queue_names_what_waits_and_empties_when_the_peer_is_back", the_queue_names_what_waits),
     ("the_queue_survives_unmount_and_kill", the_queue_survives_unmount_and_kill),
     ("a_spent_queue_budget_falls_back_to_regions", a_spent_queue_budget_falls_back_to_regions),
+    ("a_full_disk_under_the_queue_falls_back_to_regions", a_full_disk_under_the_queue),
+    ("a_damaged_queue_is_shown_and_survived", a_damaged_queue),
     ("a_full_disk_at_the_peer_is_shown_and_healed", a_full_disk_at_the_peer_is_shown_and_healed),
     ("sync_writers_go_on_during_an_outage", sync_writers_go_on_during_an_outage),
     ("the_outage_policies_do_what_they_say", the_outage_policies_do_what_they_say),
@@ -164,6 +166,71 @@ fn a_spent_queue_budget_falls_back_to_regions() {
     }
     fs::File::open(pair.mnt().join("big-9")).and_then(|file| file.sync_all()).expect("fsync");
     wait_until("the queue to be given up", || pair.status()["mount"]["log"]["queue_given_up"].is_string());
+    pair.start_peer();
+    pair.wait_for_verdict("in-sync");
+    pair.sync();
+    pair.umount();
+    assert_identical(&pair.image(), &pair.mirror());
+    e2fsck_clean(&pair.mirror());
+}
+
+fn a_full_disk_under_the_queue() {
+    let mut pair = Pair::prepare(Setup::default());
+    let queue = pair.state().join("queue");
+    fs::create_dir_all(&queue).expect("the queue's directory");
+    let disk = SmallDisk::mount(&queue, 12);
+    pair.start_peer();
+    pair.mount();
+    pair.wait_for_verdict("in-sync");
+    pair.kill_peer();
+    pair.wait_for_verdict("disconnected");
+    for index in 0..10 {
+        fs::write(pair.mnt().join(format!("big-{index}")), vec![index + 1; 4 << 20])
+            .expect("the primary is never stopped");
+        fs::File::open(pair.mnt().join(format!("big-{index}")))
+            .and_then(|file| file.sync_all())
+            .expect("nor is an fsync");
+    }
+    wait_until("the queue to be given up", || pair.status()["mount"]["log"]["queue_given_up"].is_string());
+    pair.start_peer();
+    pair.wait_for_verdict("in-sync");
+    pair.sync();
+    pair.umount();
+    assert_identical(&pair.image(), &pair.mirror());
+    drop(disk);
+}
+
+fn a_damaged_queue() {
+    use std::os::unix::fs::FileExt as _;
+    let mut pair = Pair::start(Setup::default());
+    pair.wait_for_verdict("in-sync");
+    pair.sync();
+    pair.kill_peer();
+    pair.wait_for_verdict("disconnected");
+    for index in 0..20 {
+        fs::write(pair.mnt().join(format!("file-{index}")), vec![index + 1; 100_000]).expect("writing");
+        fs::File::open(pair.mnt().join(format!("file-{index}")))
+            .and_then(|file| file.sync_all())
+            .expect("fsync");
+    }
+    pair.umount();
+    let state = pair.state().display().to_string();
+    pair.command_ok(&["journal", "verify", &state]);
+    let segment = fs::read_dir(pair.state().join("queue"))
+        .expect("the queue")
+        .map(|entry| entry.expect("an entry").path())
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains("seg")))
+        .expect("a segment");
+    let file = fs::File::options().read(true).write(true).open(&segment).expect("the segment");
+    let middle = file.metadata().expect("metadata").len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).expect("reading");
+    file.write_all_at(&[byte[0] ^ 0x40], middle).expect("damaging");
+    let output = pair.command(&["journal", "verify", &state]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("seg"), "{text}");
+    pair.mount();
     pair.start_peer();
     pair.wait_for_verdict("in-sync");
     pair.sync();

@@ -1,7 +1,7 @@
 //! The ext4 file system in an image.
 //!
 //! [`Ext4`] is the face to the FUSE frontend (and to tests): inode-number based operations, all `&self`, callable from
-//! any thread. Metadata lives in [`cache`]d blocks and changes only inside a [`tx`] handle of the running jbd2 transaction, under
+//! any thread. Metadata lives in `cache`d blocks and changes only inside a `tx` handle of the running jbd2 transaction, under
 //! the one core lock; file data goes straight to the LUN, outside that lock, under the inode's data lock.
 //!
 //! Lock order: inode data lock, then core lock. No lock is held while waiting for a sync or for the mirror.

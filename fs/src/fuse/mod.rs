@@ -3,11 +3,11 @@
 //! Who answers a request:
 //! - A **FUSE thread** (`fuser-N`) runs the operation with `may_block: false` and answers. It never waits for a sync
 //!   or for the mirror.
-//! - The **blocking pool** (`fuse-block-N`, [`pool`]) runs it again, whole, when the core said
+//! - The **blocking pool** (`fuse-block-N`, `pool`) runs it again, whole, when the core said
 //!   [`crate::ext4::error::FsError::WouldBlock`].
 //! - The **commit thread** or the **link's thread** sends the reply of an fsync, and of a write in sync mode, from a
-//!   callback ([`waits`]).
-//! - The **notify thread** (`fuse-notify`, [`notify`]) is the only one that sends notifications to the kernel: these
+//!   callback (`waits`).
+//! - The **notify thread** (`fuse-notify`, `notify`) is the only one that sends notifications to the kernel: these
 //!   may wait for locks that the kernel holds while it waits for one of the threads above.
 //!
 //! This kernel is the only writer of the image, so names and attributes are cached for as long as it likes, names that

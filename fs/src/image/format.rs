@@ -50,7 +50,7 @@ fn journal_mib(size_bytes: u64) -> u64 {
 }
 
 /// Makes the image at `path`, which must not exist; the mode is 0600. A crash or interruption at any point leaves no file
-/// of that name. Journal, bitmaps and (up to [`INODE_TABLES_RESERVED_MAX`] bytes) inode tables have their space on the host.
+/// of that name. Journal, bitmaps and (up to `INODE_TABLES_RESERVED_MAX` bytes) inode tables have their space on the host.
 ///
 /// # Errors
 /// A bad name or size, no mke2fs, a full host, a file in the way.

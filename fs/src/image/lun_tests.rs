@@ -148,7 +148,10 @@ fn first_sync(log: &MirrorLog, lun: &Arc<Lun>, meanwhile: impl FnOnce()) -> Vec<
 
 #[test]
 fn a_write_is_split_at_region_borders_and_its_buffer_is_shared() {
-    let Mirrored { log, lun, .. } = mirrored();
+    let Mirrored { dir: _dir, log, lun, .. } = mirrored();
+    // Without a session, requests go to disk at once.
+    let peer = PeerLun { id: ID, durable_epoch: Epoch(0), resyncing: false, created: false };
+    log.begin_session(&[peer]).unwrap();
     let payload = Bytes::from(vec![7; 8192]);
     let start = payload.as_ptr() as usize;
     assert!(!lun.is_warm(REGION_BYTES - 4096, 8192));
@@ -171,7 +174,7 @@ fn a_write_is_split_at_region_borders_and_its_buffer_is_shared() {
 
 #[test]
 fn the_log_has_overlapping_requests_in_the_order_the_image_has_them() {
-    let Mirrored { log, lun, .. } = mirrored();
+    let Mirrored { dir: _dir, log, lun, .. } = mirrored();
     lun.warm(0, SIZE).unwrap();
     thread::scope(|scope| {
         for writer in 0..4u64 {
@@ -200,7 +203,7 @@ fn the_log_has_overlapping_requests_in_the_order_the_image_has_them() {
 
 #[test]
 fn a_failed_write_is_not_logged_and_latches() {
-    let Mirrored { log, lun, faults, .. } = mirrored();
+    let Mirrored { dir: _dir, log, lun, faults, .. } = mirrored();
     lun.write(0, Bytes::from(vec![1; 512]), Origin::Metadata).unwrap();
     faults.tear_writes(true);
     faults.fail_nth(Operation::Write, 1, libc::EIO);
@@ -274,7 +277,7 @@ fn a_full_host_refuses_the_reservation_and_latches_nothing() {
 
 #[test]
 fn a_flush_closes_the_epoch_of_all_that_was_written_before_it() {
-    let Mirrored { log, lun, faults, .. } = mirrored();
+    let Mirrored { dir: _dir, log, lun, faults, .. } = mirrored();
     let first = lun.write(0, Bytes::from(vec![1; 512]), Origin::Metadata).unwrap().unwrap();
     let epoch = lun.flush().unwrap().unwrap();
     assert_eq!(first.epoch, epoch);
@@ -286,7 +289,7 @@ fn a_flush_closes_the_epoch_of_all_that_was_written_before_it() {
 
 #[test]
 fn the_next_window_is_marked_in_the_background() {
-    let Mirrored { lun, .. } = mirrored_over(Arc::new(MemoryBacking::new(64 * REGION_BYTES)));
+    let Mirrored { dir: _dir, lun, .. } = mirrored_over(Arc::new(MemoryBacking::new(64 * REGION_BYTES)));
     assert!(!lun.is_warm(40 * REGION_BYTES, REGION_BYTES));
     lun.warm_soon(40 * REGION_BYTES, u64::MAX);
     while !lun.is_warm(40 * REGION_BYTES, 24 * REGION_BYTES) {
@@ -302,7 +305,7 @@ fn a_region_is_resynced_as_data_and_holes() {
     let backing = Arc::new(FileBacking::open(file.path()).unwrap());
     backing.write_at(REGION_BYTES + 65_536, &vec![3; 300 << 10]).unwrap();
     backing.write_at(4 * REGION_BYTES + 4096, &[4; 4096]).unwrap();
-    let Mirrored { log, lun, .. } = mirrored_over(backing);
+    let Mirrored { dir: _dir, log, lun, .. } = mirrored_over(backing);
     // Resync entries live in a session only.
     let peer = PeerLun { id: ID, durable_epoch: Epoch(0), resyncing: false, created: false };
     log.begin_session(&[peer]).unwrap();

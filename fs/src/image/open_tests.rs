@@ -130,6 +130,7 @@ fn the_incarnation_rises_at_each_open_and_a_clean_close_is_seen() {
     write_somewhere(&image, 1);
     let before = image.file.metadata().unwrap();
     image.close_clean(Some(Epoch(77))).unwrap();
+    drop(image);
     let after = fs::metadata(&path).unwrap();
     assert_eq!((before.mtime(), before.mtime_nsec()), (after.mtime(), after.mtime_nsec()));
 
@@ -153,6 +154,7 @@ fn a_change_by_someone_else_marks_all_regions() {
     let image = open_primary(&path);
     image.regions_marked().unwrap();
     image.close_clean(None).unwrap();
+    drop(image);
     File::options().write(true).open(&path).unwrap().write_all_at(b"x", 50 * MIB).unwrap();
     let image = open_primary(&path);
     assert_eq!(image.found(), Found { changed: true, ..Found::default() });
@@ -175,6 +177,7 @@ fn an_image_without_a_label_is_adopted() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 20 * MIB + 4096 + LABEL_BYTES);
     assert_eq!(image.size_bytes(), 20 * MIB + 1024);
     image.close_clean(None).unwrap();
+    drop(image);
     check(&path);
     let image = open_primary(&path);
     assert_eq!((image.found().clean, image.label().uuid), (true, label.uuid));
@@ -192,6 +195,7 @@ fn the_label_moves_when_the_file_system_has_grown_over_it() {
     let label = image.label();
     assert_eq!((label.uuid, label.size_bytes, label.all_regions), (uuid, 64 * MIB + LABEL_BYTES, true));
     image.close_clean(None).unwrap();
+    drop(image);
     assert_eq!(fs::metadata(&path).unwrap().len(), 64 * MIB + 2 * LABEL_BYTES);
     check(&path);
 }
@@ -237,6 +241,7 @@ fn a_second_open_is_refused_with_the_holder_and_the_lock_lives_as_long_as_the_ba
     assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
     let backing = image.backing();
     image.close_clean(None).unwrap();
+    drop(image);
     assert!(matches!(Image::open(&path, &at_once), Err(ImageError::Locked { .. })));
     drop(backing);
     open_primary(&path);
@@ -402,9 +407,11 @@ fn a_mirror_that_someone_changed_after_its_clean_close_is_known() {
     image.update_label(|label| *label = label.demoted()).unwrap();
     image.set_resyncing(false, &[Generation(1)]).unwrap();
     image.close_clean(None).unwrap();
+    drop(image);
     let image = Image::open(&path, &options(Role::Mirror)).unwrap();
     assert_eq!((image.found().clean, image.label().state), (true, State::InSync));
     image.close_clean(None).unwrap();
+    drop(image);
     File::options().write(true).open(&path).unwrap().write_all_at(b"x", 50 * MIB).unwrap();
     let image = Image::open(&path, &options(Role::Mirror)).unwrap();
     assert_eq!((image.found().changed, image.label().state), (true, State::Resyncing { undo: None }));

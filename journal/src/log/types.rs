@@ -46,9 +46,9 @@ pub struct LogLun {
 /// Where a request landed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Its number, for [`MirrorLog::when_applied`].
+    /// Its number, for [`MirrorLog::when_applied`](super::MirrorLog::when_applied).
     pub sequence: Sequence,
-    /// Its epoch, for [`MirrorLog::when_durable`].
+    /// Its epoch, for [`MirrorLog::when_durable`](super::MirrorLog::when_durable).
     pub epoch: Epoch,
 }
 
@@ -91,10 +91,10 @@ pub struct PeerLun {
     pub created: bool,
 }
 
-/// How a session starts, decided by [`MirrorLog::begin_session`].
+/// How a session starts, decided by [`MirrorLog::begin_session`](super::MirrorLog::begin_session).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionStart {
-    /// First epoch that will come out of [`MirrorLog::next`].
+    /// First epoch that will come out of [`MirrorLog::next`](super::MirrorLog::next).
     pub first_epoch: Epoch,
     /// LUNs whose first epoch in this session may already be partly applied: the peer gathers that epoch in memory and
     /// applies only the last content of each block (design section 4, Resume).
@@ -106,7 +106,7 @@ pub struct SessionStart {
 /// Reads regions of a primary image for the resync; implemented by `fs::image::Lun`.
 pub trait RegionSource: Send + Sync {
     /// Reads `region` under its region lock and, still under it, appends its content to the log with
-    /// [`MirrorLog::append`] and [`Origin::Resync`]: data as writes of at most 256 KiB, holes as discards
+    /// [`MirrorLog::append`](super::MirrorLog::append) and [`Origin::Resync`](crate::request::Origin::Resync): data as writes of at most 256 KiB, holes as discards
     /// (none when `skip_holes`).
     ///
     /// # Errors
@@ -198,7 +198,7 @@ pub struct LogStatus {
     pub retired_requests: u64,
 }
 
-/// What [`MirrorLog::next`] hands to the dispatcher.
+/// What [`MirrorLog::next`](super::MirrorLog::next) hands to the dispatcher.
 #[derive(Clone, Debug)]
 pub enum Next {
     /// Send this one.

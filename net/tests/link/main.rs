@@ -1,6 +1,6 @@
 //! Link and peer server together: real sockets on loopback, the real mirror log, a mirror store in memory.
 #![allow(clippy::unwrap_used, reason = "a failed expectation in a test is a failed test")]
-#![allow(clippy::expect_used, missing_docs, reason = "tests")]
+#![allow(missing_docs, reason = "tests")]
 
 mod faults;
 mod proxy;

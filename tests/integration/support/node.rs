@@ -129,8 +129,14 @@ impl Pair {
         if !self.setup.mount.iter().any(|argument| argument.starts_with("--size")) {
             arguments.push(format!("--size={}", self.setup.size));
         }
-        let given = |option: &str| self.setup.mount.iter().any(|argument| argument.split('=').next() == Some(option));
-        arguments.extend(QUICK.iter().filter(|quick| !given(quick.split('=').next().unwrap_or_default())).map(ToString::to_string));
+        let given =
+            |option: &str| self.setup.mount.iter().any(|argument| argument.split('=').next() == Some(option));
+        arguments.extend(
+            QUICK
+                .iter()
+                .filter(|quick| !given(quick.split('=').next().unwrap_or_default()))
+                .map(ToString::to_string),
+        );
         arguments.extend(self.setup.mount.iter().cloned());
         arguments
     }
