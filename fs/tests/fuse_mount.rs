@@ -355,6 +355,47 @@ const SILENT: u8 = 0;
 const APPLIES: u8 = 1;
 const SYNCS: u8 = 2;
 
+/// A file in many pieces takes several transactions to be freed, in the background; whoever comes next finds its space
+/// all the same.
+#[test]
+fn the_space_of_a_deleted_file_is_free_at_once() {
+    if !can_mount() {
+        return;
+    }
+    for mode in [Mode::Async, Mode::Sync] {
+        let mount = Mount::new(&["data"], mode);
+        let free = || {
+            let path = CString::new(mount.root().as_os_str().as_bytes()).unwrap();
+            // SAFETY: a C string and room for the answer; all zeros is a valid statvfs.
+            unsafe {
+                let mut numbers: libc::statvfs = std::mem::zeroed();
+                assert_eq!(libc::statvfs(path.as_ptr(), &raw mut numbers), 0);
+                numbers.f_bavail
+            }
+        };
+        let before = free();
+        let path = mount.root().join("pieces");
+        let file = File::create(&path).unwrap();
+        for piece in 0..9000 {
+            file.write_all_at(&[1; 4096], piece * 8192).unwrap();
+        }
+        file.sync_all().unwrap();
+        drop(file);
+        assert!(free() < before - 9000);
+        fs::remove_file(&path).unwrap();
+        // The kernel's word that it has forgotten the file may still be on its way.
+        let wanted = before - before / 20;
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(free() >= wanted, "{mode:?}: {} of {before}", free());
+        let next = File::create(mount.root().join("next")).unwrap();
+        let bytes = i64::try_from(wanted * 4096).unwrap();
+        // SAFETY: the descriptor is open.
+        assert_eq!(unsafe { libc::fallocate(next.as_raw_fd(), 0, 0, bytes) }, 0, "{mode:?}");
+        drop(next);
+        mount.finish();
+    }
+}
+
 /// Runs a program as user and group 7, without supplementary groups.
 fn as_user_7(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).uid(7).gid(7).output().unwrap();

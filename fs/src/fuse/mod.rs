@@ -16,6 +16,7 @@
 
 mod attr;
 mod errno;
+mod evictions;
 mod frontend;
 mod handles;
 mod inode_table;

@@ -2,6 +2,7 @@
 
 use super::attr::{bare_attr, file_attr};
 use super::errno::ErrorLog;
+use super::evictions::Evictions;
 use super::handles::Directories;
 use super::inode_table::InodeTable;
 use super::mount::MountOptions;
@@ -68,6 +69,8 @@ pub(crate) struct Server {
     pub(crate) removals: AtomicU64,
     /// Files whose pages found no room.
     pub(crate) starved: Starved,
+    /// Deleted files that are being freed.
+    pub(crate) evictions: Evictions,
     /// The kernel opens and closes files without asking.
     pub(crate) opens_unasked: AtomicBool,
     /// Inodes whose access time needs no update until they change.
@@ -97,6 +100,7 @@ impl Server {
             without_capability: SlotCache::new(),
             removals: AtomicU64::new(0),
             starved: Starved::default(),
+            evictions: Evictions::default(),
             opens_unasked: AtomicBool::new(false),
             fresh_atime: SlotCache::new(),
             fresh_atime_until_s: AtomicU64::new(ATIME_CHECK_INTERVAL_S),
@@ -161,16 +165,34 @@ impl Server {
     /// Frees an inode whose last use has ended. What fails here is on the orphan list and freed at the next mount.
     fn evict(self: &Arc<Self>, ino: u64) {
         let Ok(Node::Inode(lun, number)) = self.numbers.node(ino) else { return };
+        self.starved.forget(ino);
         match self.fs(lun).evict(Context { may_block: false, ..OWN_WORK }, number) {
             Ok(()) => {}
             Err(FsError::WouldBlock) => {
                 let server = self.clone();
-                self.pool.submit(Box::new(move || server.evict_waiting(lun, number)));
+                self.evictions.add(lun, number);
+                self.pool.submit(Box::new(move || {
+                    server.evict_one();
+                }));
             }
             Err(error) => {
                 self.errors.refuse("evict", ino, &error);
             }
         }
+    }
+
+    /// Frees one of the inodes that wait for that; false if there is none.
+    fn evict_one(&self) -> bool {
+        let Some((lun, number)) = self.evictions.take() else { return false };
+        self.evict_waiting(lun, number);
+        self.evictions.done();
+        true
+    }
+
+    /// Returns when what had been deleted before is free. On a thread that may wait.
+    pub(crate) fn finish_evictions(&self) {
+        while self.evict_one() {}
+        self.evictions.wait();
     }
 
     fn evict_waiting(&self, lun: usize, number: InodeNo) {

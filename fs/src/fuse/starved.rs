@@ -40,6 +40,13 @@ impl Starved {
         self.any.store(!since.is_empty(), Ordering::Release);
         news
     }
+
+    /// The file's contents have gone, or the file itself: whoever writes next under this number writes something else.
+    pub(crate) fn forget(&self, ino: u64) {
+        if self.any.load(Ordering::Acquire) {
+            self.since.lock().remove(&ino);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -57,5 +64,15 @@ mod tests {
         assert!(!starved.take(12, start));
         starved.insert(12, start);
         assert!(!starved.take(12, start + NEWS_FOR));
+    }
+
+    /// A disk was filled, the file deleted, and the next one got its number: its writer was told of the other's failure.
+    #[test]
+    fn a_failure_dies_with_its_file() {
+        let starved = Starved::default();
+        let start = Instant::now();
+        starved.insert(12, start);
+        starved.forget(12);
+        assert!(!starved.take(12, start));
     }
 }

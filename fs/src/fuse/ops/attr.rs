@@ -72,7 +72,11 @@ impl Server {
                     set.kill_privileges = context.uid != 0;
                 }
                 let changed = match change.size {
-                    Some(size) => fs.truncate(context, number, size, &set)?,
+                    Some(size) => {
+                        let truncated = fs.truncate(context, number, size, &set)?;
+                        server.starved.forget(call.ino);
+                        truncated
+                    }
                     None => (fs.setattr(context, number, &set)?, None),
                 };
                 server.changed(call.ino);
@@ -85,7 +89,19 @@ impl Server {
         );
     }
 
-    pub(crate) fn statfs(&self, call: Call, reply: ReplyStatfs) {
+    pub(crate) fn statfs(self: &Arc<Self>, call: Call, reply: ReplyStatfs) {
+        if !self.evictions.is_busy() {
+            return self.answer_statfs(call, reply);
+        }
+        // What has been deleted is free, whoever asks.
+        let server = self.clone();
+        self.pool.submit(Box::new(move || {
+            server.finish_evictions();
+            server.answer_statfs(call, reply);
+        }));
+    }
+
+    fn answer_statfs(&self, call: Call, reply: ReplyStatfs) {
         let numbers = match self.numbers.node(call.ino) {
             Ok(Node::Inode(lun, _)) => self.fs(lun).statfs(),
             // Of all LUNs together.

@@ -100,8 +100,11 @@ impl Server {
                 let (lun, number) = server.changeable(call.ino)?;
                 server.drop_capability(context, call.ino, lun, number)?;
                 let (place, data) = (write.place(server.mode), write.data.clone());
+                let before = server.evictions.finished();
                 let written = server.fs(lun).write(context, number, place, data, write.kill_privileges);
-                if let (true, Err(FsError::Errno(libc::ENOSPC))) = (write.cached, &written) {
+                if let (true, Err(FsError::Errno(libc::ENOSPC))) = (write.cached, &written)
+                    && !server.evictions.may_have_freed(before)
+                {
                     server.starved.insert(call.ino, Instant::now());
                     server.notify.ask_again(call.ino);
                 }

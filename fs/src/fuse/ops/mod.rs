@@ -81,7 +81,8 @@ fn supplementary_groups(thread: u32) -> Vec<u32> {
 }
 
 impl Server {
-    /// Runs `operation` and answers; if it would have to wait, both happen on the blocking pool.
+    /// Runs `operation` and answers; if it would have to wait, be it for the space of a file just deleted, both happen on
+    /// the blocking pool.
     pub(crate) fn run<T, R: Refuse>(
         self: &Arc<Self>,
         call: Call,
@@ -89,18 +90,41 @@ impl Server {
         operation: impl Fn(&Arc<Self>, Context) -> Result<T> + Send + 'static,
         answer: impl FnOnce(&Arc<Self>, R, T) + Send + 'static,
     ) {
-        match operation(self, call.context) {
+        let before = self.evictions.finished();
+        let result = operation(self, call.context);
+        let again = match &result {
+            Err(FsError::WouldBlock) => true,
+            Err(FsError::Errno(libc::ENOSPC)) => self.evictions.may_have_freed(before),
+            _ => false,
+        };
+        match result {
             Ok(value) => answer(self, reply, value),
-            Err(FsError::WouldBlock) => {
+            Err(_) if again => {
                 let server = self.clone();
                 self.pool.submit(Box::new(move || {
-                    match operation(&server, Context { may_block: true, ..call.context }) {
+                    match server.run_waiting(&operation, Context { may_block: true, ..call.context }) {
                         Ok(value) => answer(&server, reply, value),
                         Err(error) => server.refuse(&call, reply, &error),
                     }
                 }));
             }
             Err(error) => self.refuse(&call, reply, &error),
+        }
+    }
+
+    /// Runs `operation` on a thread that may wait; again if it found no space while a deleted file's was being freed.
+    fn run_waiting<T>(
+        self: &Arc<Self>,
+        operation: &impl Fn(&Arc<Self>, Context) -> Result<T>,
+        context: Context,
+    ) -> Result<T> {
+        let before = self.evictions.finished();
+        match operation(self, context) {
+            Err(FsError::Errno(libc::ENOSPC)) if self.evictions.may_have_freed(before) => {
+                self.finish_evictions();
+                operation(self, context)
+            }
+            result => result,
         }
     }
 }
