@@ -5,6 +5,7 @@
 mod claims;
 mod commands;
 mod crash;
+mod faults;
 mod images;
 mod lifecycle;
 mod outage;
@@ -27,10 +28,11 @@ fn main() {
     }
     let missing = claims::missing();
     assert!(missing.is_empty(), "claims without a test of their own: {missing:?}");
-    let themes: [(&str, &[Case]); 8] = [
+    let themes: [(&str, &[Case]); 9] = [
         ("claims", claims::CASES),
         ("commands", commands::CASES),
         ("crash", crash::CASES),
+        ("faults", faults::CASES),
         ("images", images::CASES),
         ("lifecycle", lifecycle::CASES),
         ("outage", outage::CASES),

@@ -66,7 +66,11 @@ pub(super) fn claim_09() {
         assert_eq!(elements(&seen.local).len(), seen.count);
         assert_eq!(elements(&seen.peer).len(), seen.count);
         assert_eq!(seen.workers, numbered("worker", seen.count), "a worker thread for each");
-        assert_eq!(seen.connection_threads, numbered("connection", seen.count), "a connection thread for each");
+        assert_eq!(
+            seen.connection_threads,
+            numbered("connection", seen.count),
+            "a connection thread for each"
+        );
         let to_peer = seen.local_sockets.iter().filter(|(_, remote)| *remote == seen.peer_addr).count();
         assert_eq!(to_peer, seen.count, "{:?}", seen.local_sockets);
     }

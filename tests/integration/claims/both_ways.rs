@@ -200,7 +200,10 @@ pub(super) fn claim_24() {
         assert!(number(&served(status)["applied_requests"]) > 0, "{status}");
         // What it sends over and what it is sent over are different connections.
         let own: Vec<&Value> = elements(link(status)).iter().map(|element| &element["local"]).collect();
-        assert!(elements(served(status)).iter().all(|element| !own.contains(&&element["remote"])), "{status}");
+        assert!(
+            elements(served(status)).iter().all(|element| !own.contains(&&element["remote"])),
+            "{status}"
+        );
     }
     assert_eq!(seen.differences, [None, None]);
 }

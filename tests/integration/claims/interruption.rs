@@ -86,7 +86,8 @@ const FIRST_TIME_MS: u128 = 700;
 const PROBATION_MS: u128 = 1200;
 
 fn second_missed() -> SecondMissed {
-    let (mut pair, faulty) = start(&["--heartbeat-timeout=700ms", "--probation=1200ms"], &["--heartbeat-timeout=700ms"]);
+    let (mut pair, faulty) =
+        start(&["--heartbeat-timeout=700ms", "--probation=1200ms"], &["--heartbeat-timeout=700ms"]);
     let sockets_before = sockets(&pair, &faulty);
     faulty.mute(Way::ToPrimary);
     std::thread::sleep(Duration::from_millis(300));
@@ -225,7 +226,8 @@ fn first_missed(peer: &[&str]) -> (FirstMissed, Vec<String>) {
         let back = session(&pair);
         let done = !quick || reason.contains(LOOKED);
         reasons.push(reason.clone());
-        seen = Some((closed, reason, threads_closed, ready, threads_ready, sockets_ready, threads_back, back));
+        seen =
+            Some((closed, reason, threads_closed, ready, threads_ready, sockets_ready, threads_back, back));
         if done {
             break;
         }

@@ -180,8 +180,7 @@ pub(super) fn claim_13() {
 fn updated_together(samples: &[Vec<u64>]) {
     for sample in samples {
         assert_eq!(sample.len(), 4, "{sample:?}");
-        let (least, most) =
-            (sample.iter().min().expect("an age"), sample.iter().max().expect("an age"));
+        let (least, most) = (sample.iter().min().expect("an age"), sample.iter().max().expect("an age"));
         assert!(*most < 1000, "heard lately: {sample:?}");
         assert!(most - least <= 5, "one heartbeat for all: {sample:?}");
     }
@@ -214,9 +213,8 @@ pub(super) fn claim_35() {
     claim_12();
     // Whatever n is: one pair of heartbeat threads, n of the others.
     let seen = STEADY.get();
-    let of = |threads: &[String], prefix: &str| {
-        threads.iter().filter(|thread| thread.starts_with(prefix)).count()
-    };
+    let of =
+        |threads: &[String], prefix: &str| threads.iter().filter(|thread| thread.starts_with(prefix)).count();
     assert_eq!(of(&seen.mount_threads, "worker "), 4, "{:?}", seen.mount_threads);
     assert_eq!(of(&seen.mount_threads, "heartbeat-"), 2, "{:?}", seen.mount_threads);
     assert_eq!(of(&seen.peer_threads, "peer-beat-"), 2, "{:?}", seen.peer_threads);

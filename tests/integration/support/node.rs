@@ -129,8 +129,14 @@ impl Pair {
         if !self.setup.mount.iter().any(|argument| argument.starts_with("--size")) {
             arguments.push(format!("--size={}", self.setup.size));
         }
-        let given = |option: &str| self.setup.mount.iter().any(|argument| argument.split('=').next() == Some(option));
-        arguments.extend(QUICK.iter().filter(|quick| !given(quick.split('=').next().unwrap_or_default())).map(ToString::to_string));
+        let given =
+            |option: &str| self.setup.mount.iter().any(|argument| argument.split('=').next() == Some(option));
+        arguments.extend(
+            QUICK
+                .iter()
+                .filter(|quick| !given(quick.split('=').next().unwrap_or_default()))
+                .map(ToString::to_string),
+        );
         arguments.extend(self.setup.mount.iter().cloned());
         arguments
     }
@@ -181,17 +187,16 @@ impl Pair {
             matches!(name, Some("--memory" | "--queue-max"))
                 || arguments.iter().any(|argument| argument.split('=').next() == name)
         };
-        let child =
-            mirrorfs(self.dir.path())
-                .args(["peer", &format!("--listen=127.0.0.1:{}", self.port)])
-                .args(arguments)
-                .arg(format!("--dir={}", self.peer_dir().display()))
-                .args(QUICK.iter().filter(|quick| !given(quick)))
-                .stdout(Stdio::null())
-                .stderr(log)
-                .process_group(0)
-                .spawn()
-                .expect("mirrorfs starts");
+        let child = mirrorfs(self.dir.path())
+            .args(["peer", &format!("--listen=127.0.0.1:{}", self.port)])
+            .args(arguments)
+            .arg(format!("--dir={}", self.peer_dir().display()))
+            .args(QUICK.iter().filter(|quick| !given(quick)))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("mirrorfs starts");
         self.peer = Some(child);
         let dir = self.peer_dir();
         wait_until("the peer", || {

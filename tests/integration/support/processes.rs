@@ -37,9 +37,7 @@ pub(crate) fn connections(pid: u32) -> BTreeSet<(SocketAddr, SocketAddr)> {
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let inodes: BTreeSet<String> = links
         .filter_map(|link| std::fs::read_link(link.path()).ok())
-        .filter_map(|to: PathBuf| {
-            Some(to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_string())
-        })
+        .filter_map(|to: PathBuf| Some(to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_string()))
         .collect();
     let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
     table
