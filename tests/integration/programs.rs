@@ -71,8 +71,7 @@ fn cp_tar_rsync() {
     let mnt = pair.mnt();
     run(tool("cp").arg("-a").arg(source.path()).arg(mnt.join("cp")));
     fs::create_dir(mnt.join("tar")).expect("a directory");
-    let pipe =
-        format!("tar -C {:?} --format=posix -cf - . | tar -C {:?} -xpf -", source.path(), mnt.join("tar"));
+    let pipe = format!("tar -C {:?} --format=posix -cf - . | tar -C {:?} -xpf -", source.path(), mnt.join("tar"));
     run(tool("sh").args(["-c", &pipe]));
     run(tool("rsync").args(["-aH"]).arg(format!("{}/", source.path().display())).arg(mnt.join("rsync")));
     // Changes, then rsync by checksum, deleting.

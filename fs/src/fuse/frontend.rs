@@ -66,8 +66,7 @@ impl Filesystem for Handler {
                 log::info!("this kernel does not offer {capability:?}");
             }
         }
-        let granularity =
-            self.server.luns.iter().map(|lun| lun.fs.time_granularity()).max().unwrap_or_default();
+        let granularity = self.server.luns.iter().map(|lun| lun.fs.time_granularity()).max().unwrap_or_default();
         if config.set_time_granularity(granularity).is_err() {
             log::warn!("the kernel will show times finer than the image can keep");
         }

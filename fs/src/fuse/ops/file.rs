@@ -193,8 +193,7 @@ mod tests {
 
     #[test]
     fn the_writeback_cache_keeps_its_own_times() {
-        let write =
-            Write { offset: 1, data: Bytes::new(), cached: true, open_flags: 0, kill_privileges: false };
+        let write = Write { offset: 1, data: Bytes::new(), cached: true, open_flags: 0, kill_privileges: false };
         assert_eq!(write.place(Mode::Async), WriteAt::Cached(1));
         assert_eq!(write.place(Mode::Sync), WriteAt::Offset(1));
     }
