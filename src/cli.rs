@@ -148,6 +148,9 @@ pub(crate) struct MountArgs {
     /// FUSE threads [default: as many as processors, 2 to 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
     pub(crate) threads: Option<u16>,
+    /// Serve metrics (Prometheus text) at http://ADDR:PORT/metrics, to whoever reaches that address
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Stay in the foreground
     #[arg(long, short)]
     pub(crate) foreground: bool,
@@ -171,6 +174,9 @@ pub(crate) struct PeerArgs {
     /// What both sides share
     #[command(flatten)]
     pub(crate) link: LinkArgs,
+    /// Serve metrics (Prometheus text) at http://ADDR:PORT/metrics, to whoever reaches that address
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// Protection and times of a link.

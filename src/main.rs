@@ -10,6 +10,7 @@ mod daemon;
 mod exit_code;
 mod key;
 mod logging;
+mod metrics;
 mod mirror_store;
 mod mount_helper;
 mod mount_process;

@@ -4,6 +4,7 @@ use crate::cli::PeerArgs;
 use crate::control::{Handler, Reply, Request, Server, StatusReply};
 use crate::exit_code::{CliError, Context, ExitCode};
 use crate::key;
+use crate::metrics::Endpoint;
 use crate::mirror_store::DirectoryStore;
 use crate::state_dir::make_private;
 use mirrorfs_net::peer::{PeerConfig, PeerServer};
@@ -24,6 +25,7 @@ pub(super) fn peer(arguments: &PeerArgs) -> Result<ExitCode, CliError> {
             format!("another process serves the mirrors in {}", dir.display()),
         ));
     }
+    let metrics = arguments.metrics.map(Endpoint::bind).transpose()?;
     let config = PeerConfig { listen, security, times: (&arguments.link).into() };
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
         .context(|| "cannot watch for signals".into())?;
@@ -34,10 +36,13 @@ pub(super) fn peer(arguments: &PeerArgs) -> Result<ExitCode, CliError> {
     })?;
     let server = Arc::new(server);
     log::info!("serving mirrors in {} on {}", dir.display(), server.listen_addr());
-    let control = Server::start(&dir, Arc::new(PeerHandler { server: server.clone() }))?;
+    let handler = Arc::new(PeerHandler { server: server.clone() });
+    let control = Server::start(&dir, handler.clone())?;
+    let metrics = metrics.map(|endpoint| endpoint.serve(handler)).transpose()?;
     if let Some(signal) = signals.forever().next() {
         log::info!("signal {signal}: closing the mirrors");
     }
+    drop(metrics);
     drop(control);
     if let Some(server) = Arc::into_inner(server) {
         server.stop();

@@ -12,6 +12,7 @@ pub(crate) use stopped::stopped_status;
 use crate::cli::Mode;
 use crate::control::Server;
 use crate::exit_code::{CliError, Context, ExitCode};
+use crate::metrics::Endpoint;
 use crate::mirror_store::DirectoryStore;
 use crate::registry::{self, Known};
 use crate::state_dir::make_private;
@@ -82,6 +83,7 @@ pub(crate) fn run(
             dir.display()
         )));
     }
+    let metrics = settings.metrics.map(Endpoint::bind).transpose()?;
     let images = open_images(&settings)?;
     let log = open_log(&settings, &images)?;
     let luns = open_file_systems(&settings, images, log.as_ref())?;
@@ -89,10 +91,9 @@ pub(crate) fn run(
     start_network(&served)?;
     let mounted = mount(&served)?;
     let unmounter = mounted.unmounter();
-    let control = Server::start(
-        &served.settings.state_dir,
-        Arc::new(MountHandler { served: served.clone(), unmounter: unmounter.clone() }),
-    )?;
+    let handler = Arc::new(MountHandler { served: served.clone(), unmounter: unmounter.clone() });
+    let control = Server::start(&served.settings.state_dir, handler.clone())?;
+    let metrics = metrics.map(|endpoint| endpoint.serve(handler)).transpose()?;
     unmount_on_signals(unmounter)?;
     remember(&served.settings);
     log::info!(
@@ -106,6 +107,7 @@ pub(crate) fn run(
     }
     log::info!("{} is unmounted", served.settings.mountpoint.display());
     let closed = close(&served);
+    drop(metrics);
     // Only now: `mirrorfs umount` waits for the socket to go.
     drop(control);
     closed.map(|()| ExitCode::Success)

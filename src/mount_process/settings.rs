@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) memory: u64,
     pub(crate) queue_max: Option<u64>,
     pub(crate) threads: Option<u16>,
+    /// Where metrics are served.
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) source: String,
     pub(crate) read_only: bool,
     pub(crate) no_atime: bool,
@@ -88,6 +90,7 @@ impl Settings {
             memory: arguments.memory,
             queue_max: arguments.queue_max,
             threads: arguments.threads,
+            metrics: arguments.metrics,
             source,
             read_only: options.mount.read_only,
             no_atime: options.mount.no_atime,

@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Case] = &[
     ("mount_goes_to_the_background_and_umount8_ends_it", background),
     ("mount8_and_remount_work_through_the_helper", mount_helper),
     ("status_speaks_of_mount_peer_and_directories", status),
+    ("metrics_are_served_by_mount_and_peer", metrics),
     ("completions_and_help", completions_and_help),
     ("an_ordinary_user_mounts_with_fusermount3", an_ordinary_user),
 ];
@@ -136,6 +137,46 @@ fn status() {
     pair.stop_peer();
     assert!(pair.command_ok(&["status", &mnt]).contains("not mounted"));
     assert!(pair.command_ok(&["status", &peer]).contains("mirror, consistent"));
+}
+
+fn metrics() {
+    use std::io::{Read as _, Write as _};
+    let (mount_port, peer_port) = (crate::support::node::free_port(), crate::support::node::free_port());
+    let mut pair = Pair::prepare(Setup::with(&[&format!("--metrics=127.0.0.1:{mount_port}")]));
+    pair.start_peer_with(&["--insecure", &format!("--metrics=127.0.0.1:{peer_port}")]);
+    pair.mount();
+    fs::write(pair.mnt().join("file"), b"x").expect("writing");
+    pair.wait_for_verdict("in-sync");
+    pair.sync();
+    let scrape = |port: u16| -> String {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the metrics");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n").expect("asking");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the answer");
+        answer
+    };
+    let (mount, peer) = (scrape(mount_port), scrape(peer_port));
+    for wanted in [
+        "HTTP/1.0 200 OK",
+        "mirrorfs_verdict{verdict=\"in-sync\"} 1",
+        "mirrorfs_link_state{state=\"live\"} 1",
+        "mirrorfs_link_connection_open{connection=\"3\"} 1",
+        "mirrorfs_lun_mirrored{lun=\"data\"} 1",
+        "mirrorfs_log_waiting_requests 0",
+    ] {
+        assert!(mount.contains(wanted), "{wanted}: {mount}");
+    }
+    for wanted in ["mirrorfs_verdict{verdict=\"serving\"} 1", "mirrorfs_peer_connected{node=\"node-a\"} 1"] {
+        assert!(peer.contains(wanted), "{wanted}: {peer}");
+    }
+    let busy = pair.command(&[
+        "peer",
+        "--listen=127.0.0.1:0",
+        &format!("--dir={}", pair.dir.path().join("other").display()),
+        &format!("--metrics=127.0.0.1:{peer_port}"),
+    ]);
+    assert_eq!(busy.status.code(), Some(4), "{}", String::from_utf8_lossy(&busy.stderr));
+    pair.umount();
 }
 
 fn completions_and_help() {

@@ -2,8 +2,10 @@
 //!
 //! They run as root. A test that this machine can't carry out is listed as ignored, with the reason, never as passed.
 
+mod claims;
 mod commands;
 mod crash;
+mod faults;
 mod images;
 mod lifecycle;
 mod outage;
@@ -12,6 +14,7 @@ mod refusals;
 mod support;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A test by name.
@@ -23,9 +26,13 @@ fn main() {
     if let Some(why) = &lacking {
         eprintln!("All whole-system tests are SKIPPED: {why}");
     }
-    let themes: [(&str, &[Case]); 7] = [
+    let missing = claims::missing();
+    assert!(missing.is_empty(), "claims without a test of their own: {missing:?}");
+    let themes: [(&str, &[Case]); 9] = [
+        ("claims", claims::CASES),
         ("commands", commands::CASES),
         ("crash", crash::CASES),
+        ("faults", faults::CASES),
         ("images", images::CASES),
         ("lifecycle", lifecycle::CASES),
         ("outage", outage::CASES),
@@ -35,18 +42,28 @@ fn main() {
     let trials = themes
         .iter()
         .flat_map(|(theme, cases)| cases.iter().map(move |(name, run)| (format!("{theme}::{name}"), *run)))
-        .map(|(name, run)| Trial::test(name, move || guarded(run)).with_ignored_flag(lacking.is_some()))
+        .map(|(name, run)| {
+            let noted = name.clone();
+            let run = move || {
+                let outcome = guarded(run);
+                claims::note(&noted, outcome.is_ok());
+                outcome
+            };
+            Trial::test(name, run).with_ignored_flag(lacking.is_some())
+        })
         .collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    claims::print_table();
+    conclusion.exit();
 }
 
 /// A panic is a failure of that test; its values have been dropped, which cleans up, before the next one.
 fn guarded(run: fn()) -> Result<(), Failed> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        Failed::from(text.unwrap_or("panicked"))
-    })
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| Failed::from(panic_text(&*panic)))
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_string()
 }

@@ -140,8 +140,8 @@ impl Link {
         let mut link = Self { shared: Arc::clone(&shared), threads: Vec::new() };
         let (sending, receiving) = (Arc::clone(&socket), socket);
         let (a, b, c) = (Arc::clone(&shared), Arc::clone(&shared), shared);
-        link.spawn("heartbeat receiver", move || heartbeat::receive(&a, &receiving))?;
-        link.spawn("heartbeat sender", move || heartbeat::send(&b, &sending))?;
+        link.spawn("heartbeat-recv", move || heartbeat::receive(&a, &receiving))?;
+        link.spawn("heartbeat-send", move || heartbeat::send(&b, &sending))?;
         link.spawn("supervisor", move || supervisor::run(&c, &inbox))?;
         Ok(link)
     }

@@ -127,9 +127,9 @@ impl PeerServer {
         };
         let (a, b, c) = (Arc::clone(&shared), Arc::clone(&shared), Arc::clone(&shared));
         let receiving = Arc::clone(&udp);
-        spawn("peer listener", Box::new(move || listener::run(&a, &tcp)))?;
-        spawn("peer heartbeat receiver", Box::new(move || heartbeat::receive(&b, &receiving)))?;
-        spawn("peer heartbeat sender", Box::new(move || heartbeat::send(&c, &udp)))?;
+        spawn("peer-listen", Box::new(move || listener::run(&a, &tcp)))?;
+        spawn("peer-beat-recv", Box::new(move || heartbeat::receive(&b, &receiving)))?;
+        spawn("peer-beat-send", Box::new(move || heartbeat::send(&c, &udp)))?;
         log::info!("listening on {}", shared.listen);
         Ok(server)
     }

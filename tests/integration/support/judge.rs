@@ -10,11 +10,20 @@ const LABEL_BYTES: u64 = 8 << 10;
 /// The two images are the same, labels aside.
 #[track_caller]
 pub(crate) fn assert_identical(one: &Path, other: &Path) {
+    if let Some(difference) = difference(one, other) {
+        panic!("{difference}");
+    }
+}
+
+/// Where the two images differ, labels aside.
+pub(crate) fn difference(one: &Path, other: &Path) -> Option<String> {
     let open =
         |path: &Path| std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let (mut a, mut b) = (open(one), open(other));
     let length = |file: &std::fs::File| file.metadata().expect("metadata").len();
-    assert_eq!(length(&a), length(&b), "lengths of {} and {}", one.display(), other.display());
+    if length(&a) != length(&b) {
+        return Some(format!("lengths of {} and {} differ", one.display(), other.display()));
+    }
     let mut left = length(&a) - LABEL_BYTES;
     let (mut buffer_a, mut buffer_b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     let mut offset = 0u64;
@@ -23,11 +32,13 @@ pub(crate) fn assert_identical(one: &Path, other: &Path) {
         a.read_exact(&mut buffer_a[..part]).expect("the first image");
         b.read_exact(&mut buffer_b[..part]).expect("the second image");
         if let Some(at) = buffer_a[..part].iter().zip(&buffer_b[..part]).position(|(a, b)| a != b) {
-            panic!("{} and {} differ at byte {}", one.display(), other.display(), offset + at as u64);
+            let at = offset + at as u64;
+            return Some(format!("{} and {} differ at byte {at}", one.display(), other.display()));
         }
         left -= part as u64;
         offset += part as u64;
     }
+    None
 }
 
 /// `e2fsck -fn` finds nothing, after journal replay of a copy where the image needs it.

@@ -182,19 +182,21 @@ impl Pair {
     #[track_caller]
     pub(crate) fn start_peer_with(&mut self, arguments: &[&str]) {
         let log = self.log("peer.log");
-        let child =
-            mirrorfs(self.dir.path())
-                .args(["peer", &format!("--listen=127.0.0.1:{}", self.port)])
-                .args(arguments)
-                .arg(format!("--dir={}", self.peer_dir().display()))
-                .args(QUICK.iter().filter(|argument| {
-                    !argument.starts_with("--memory") && !argument.starts_with("--queue-max")
-                }))
-                .stdout(Stdio::null())
-                .stderr(log)
-                .process_group(0)
-                .spawn()
-                .expect("mirrorfs starts");
+        let given = |quick: &str| {
+            let name = quick.split('=').next();
+            matches!(name, Some("--memory" | "--queue-max"))
+                || arguments.iter().any(|argument| argument.split('=').next() == name)
+        };
+        let child = mirrorfs(self.dir.path())
+            .args(["peer", &format!("--listen=127.0.0.1:{}", self.port)])
+            .args(arguments)
+            .arg(format!("--dir={}", self.peer_dir().display()))
+            .args(QUICK.iter().filter(|quick| !given(quick)))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("mirrorfs starts");
         self.peer = Some(child);
         let dir = self.peer_dir();
         wait_until("the peer", || {
@@ -215,6 +217,35 @@ impl Pair {
     pub(crate) fn kill_peer(&mut self) {
         kill(&mut self.peer);
     }
+    /// Pid of the peer's process.
+    pub(crate) fn peer_pid(&self) -> u32 {
+        self.peer.as_ref().expect("started").id()
+    }
+
+    /// Runs `look` while the peer's process stands still, so that what it writes to does not change meanwhile.
+    pub(crate) fn with_peer_frozen<T>(&self, look: impl FnOnce() -> T) -> T {
+        struct Thaw<'a>(&'a Child);
+        impl Drop for Thaw<'_> {
+            fn drop(&mut self) {
+                signal(self.0, libc::SIGCONT);
+            }
+        }
+        let _thaw = self.peer.as_ref().map(|child| {
+            signal(child, libc::SIGSTOP);
+            let stat = format!("/proc/{}/task", child.id());
+            wait_until("the peer to stand still", || all_stopped(Path::new(&stat)));
+            Thaw(child)
+        });
+        look()
+    }
+
+    /// `status --json` of the peer's directory.
+    #[track_caller]
+    pub(crate) fn peer_status(&self) -> Value {
+        let text = self.command_ok(&["status", "--json", &self.peer_dir().display().to_string()]);
+        serde_json::from_str(&text).expect("the peer's status")
+    }
+
     /// Ends the peer in good order.
     pub(crate) fn stop_peer(&mut self) {
         if let Some(mut child) = self.peer.take() {
@@ -328,6 +359,15 @@ fn kill(child: &mut Option<Child>) {
 fn signal(child: &Child, number: i32) {
     // SAFETY: the pid is that of a child that has not been waited for.
     unsafe { libc::kill(child.id() as i32, number) };
+}
+
+/// Whether each thread below `/proc/PID/task` is stopped.
+fn all_stopped(tasks: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(tasks) else { return false };
+    entries.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+    })
 }
 
 /// Whether something is mounted there, also if its process is dead.
