@@ -324,7 +324,8 @@ fn a_mount_in_use_is_busy_and_a_read_only_one_refuses_writes() {
     let open = File::open(root.join("file")).unwrap();
     assert_eq!(mount.unmounter.unmount().unwrap_err().raw_os_error(), Some(libc::EBUSY));
     drop(open);
-    mount.unmounter.remount(true).unwrap();
+    // Not before no program that another test just starts holds the file, too.
+    until("it is not in use", || mount.unmounter.remount(true).is_ok());
     let refused = fs::write(root.join("other"), b"x").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
     assert_eq!(fs::read(root.join("file")).unwrap(), b"before");
