@@ -33,13 +33,15 @@ pub(crate) const CASES: &[Case] = &[
     ("a_bit_flipped_on_the_wire", || run(13, flipped)),
     ("the_peers_disk_is_full", || run(14, full_mirror)),
     ("the_queues_disk_is_full", || run(16, full_queue)),
+    ("a_stalled_link_with_heartbeats", || run(15, stalled)),
+    ("heartbeats_lost_both_ways_on_a_busy_link", || run(17, heartbeats_lost)),
     ("a_damaged_segment", || run(18, |stage| damaged(stage, is_segment))),
     ("damaged_sled_files", || run(20, |stage| damaged(stage, is_index))),
+    ("the_judges_fail_when_they_should", || run(19, judges_fail)),
 ];
 
 /// Writes numbered files, each fsynced, until it is stopped or fails.
 struct Workload {
-    confirmed: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -51,7 +53,7 @@ fn content(index: usize) -> Vec<u8> {
 impl Workload {
     fn start(dir: PathBuf, confirmed: Arc<AtomicUsize>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (noted, stopping) = (confirmed.clone(), stop.clone());
+        let (noted, stopping) = (confirmed, stop.clone());
         let thread = std::thread::spawn(move || {
             while !stopping.load(Ordering::Acquire) {
                 let index = noted.load(Ordering::Acquire);
@@ -69,7 +71,7 @@ impl Workload {
                 std::thread::sleep(Duration::from_millis(4));
             }
         });
-        Self { confirmed, stop, thread: Some(thread) }
+        Self { stop, thread: Some(thread) }
     }
 
     /// Stops after the write under way, which may wait for the peer.
@@ -114,6 +116,9 @@ impl Stage {
         if synchronous {
             // What is answered is on the mirror, whatever happens.
             pair.setup.mount.extend(["--mode=sync".into(), "--on-outage=block".into()]);
+        }
+        if row == 15 {
+            pair.setup.mount.push("--stall-timeout=1s".into());
         }
         let small = |path: &Path, mib: u32| {
             fs::create_dir_all(path).expect("a directory");
@@ -224,7 +229,7 @@ impl Stage {
         }
         self.sync();
         self.judge();
-        assert!(self.judged >= 2, "the mirror was judged {} times", self.judged);
+        assert!(self.judged >= 3, "the mirror was judged {} times", self.judged);
         holds(&self.pair.mnt(), self.confirmed.load(Ordering::Acquire));
         let log = || self.pair.status()["mount"]["log"].clone();
         wait_until("an empty queue", || log()["queued_requests"] == 0 && log()["waiting_requests"] == 0);
@@ -372,6 +377,47 @@ fn flipped(stage: &mut Stage) {
         stage.pair.status()["mount"]["link"]["sessions"].as_u64().is_some_and(|count| count >= 2)
     });
     stage.judge();
+}
+
+fn stalled(stage: &mut Stage) {
+    stage.link.set(|faults| faults.tcp[Way::ToMirror as usize].stall = true);
+    wait_until("the stall to be noticed", || {
+        stage.pair.status()["mount"]["link"]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("stalled"))
+    });
+    stage.judge();
+    assert_eq!(stage.pair.status()["mount"]["link"]["interruptions"], 0, "the heartbeats are fine");
+}
+
+/// Bytes on a connection keep it in use; whatever becomes of the link, nothing is lost.
+fn heartbeats_lost(stage: &mut Stage) {
+    stage.link.mute(Way::ToMirror);
+    stage.link.mute(Way::ToPrimary);
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(400));
+        stage.judge();
+    }
+}
+
+/// A file that never was, and a damaged file system: both are found.
+fn judges_fail(stage: &mut Stage) {
+    use std::os::unix::fs::FileExt as _;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    stage.judge();
+    let copy = stage.mirror_now();
+    let beyond = stage.durable + 1000;
+    let found = catch_unwind(AssertUnwindSafe(|| loop_mounted(&copy.path, "loop", |mnt| holds(mnt, beyond))));
+    assert!(found.is_err(), "a missing file was not noticed");
+    // The free block count of the first group's descriptor, which its checksum covers.
+    let file = fs::OpenOptions::new().read(true).write(true).open(&copy.path).expect("the copy");
+    let mut bytes = [0; 2];
+    file.read_exact_at(&mut bytes, 4096 + 12).expect("reading");
+    file.write_all_at(&bytes.map(|byte| byte ^ 0x55), 4096 + 12).expect("damaging");
+    assert!(catch_unwind(|| e2fsck_clean(&copy.path)).is_err(), "damage was not noticed");
+    let one = copy_of(&copy.path);
+    file.write_all_at(b"x", 40 << 20).expect("changing");
+    assert!(difference(&copy.path, &one.path).is_some(), "a difference was not noticed");
 }
 
 fn full_mirror(stage: &mut Stage) {

@@ -50,16 +50,17 @@ fn watch() -> Steady {
     tree::make(&pair.mnt().join("tree"), 150, 70);
     pair.sync();
     let crossed_bytes = faulty.passed(Way::ToMirror).1 - bytes_before;
-    let (mount, peer) = (pair.status(), pair.peer_status());
 
     let (begun, before) = (Instant::now(), (faulty.passed(Way::ToMirror).0, faulty.passed(Way::ToPrimary).0));
     std::thread::sleep(Duration::from_millis(1000));
     let after = (faulty.passed(Way::ToMirror).0, faulty.passed(Way::ToPrimary).0);
     let watched = (millis(begun), after.0 - before.0, after.1 - before.1);
 
+    let (mount, peer) = (pair.status(), pair.peer_status());
+
     let (mut quiet_local, mut quiet_peer) = (Vec::new(), Vec::new());
+    let bytes = || (faulty.passed(Way::ToMirror).1, faulty.passed(Way::ToPrimary).1);
     while quiet_local.len() < 5 {
-        let bytes = || (faulty.passed(Way::ToMirror).1, faulty.passed(Way::ToPrimary).1);
         let before = bytes();
         std::thread::sleep(Duration::from_millis(150));
         let samples = (ages(link(&pair.status())), ages(&pair.peer_status()["peer"]["sessions"][0]));
@@ -76,10 +77,17 @@ fn watch() -> Steady {
     std::thread::sleep(Duration::from_millis(300));
 
     // Only now: losses make the peer's interval shorter for a while.
-    faulty.mute(Way::ToPrimary);
-    std::thread::sleep(Duration::from_millis(500));
-    let local_silent = ages(link(&pair.status()));
-    faulty.heal();
+    let mut local_silent = None;
+    while local_silent.is_none() {
+        let before = bytes();
+        faulty.mute(Way::ToPrimary);
+        std::thread::sleep(Duration::from_millis(500));
+        let silent = ages(link(&pair.status()));
+        local_silent = (bytes() == before).then_some(silent);
+        faulty.heal();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let local_silent = local_silent.unwrap_or_default();
     std::thread::sleep(Duration::from_millis(300));
     let local_again = ages(link(&pair.status()));
 
