@@ -3,6 +3,7 @@
 use super::{Reply, Request, SOCKET, short_path};
 use crate::exit_code::{CliError, Context, ExitCode};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ pub(crate) trait Handler: Send + Sync + 'static {
 /// A listening control socket; removed when dropped.
 pub(crate) struct Server {
     path: PathBuf,
-    dir: std::fs::File,
+    listener: Arc<UnixListener>,
     stop: Arc<AtomicBool>,
     running: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
@@ -40,25 +41,27 @@ impl Server {
         let context = || format!("cannot listen on {}", path.display());
         let handle = std::fs::File::open(dir).context(context)?;
         let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(short_path(&handle)).context(context)?;
+        let listener = Arc::new(UnixListener::bind(short_path(&handle)).context(context)?);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).context(context)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stop_seen = stop.clone();
+        let accepting = listener.clone();
         let running = Arc::new(AtomicUsize::new(0));
         let counted = running.clone();
         let thread = std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || serve(&listener, &handler, &stop_seen, &counted))
+            .spawn(move || serve(&accepting, &handler, &stop_seen, &counted))
             .context(context)?;
-        Ok(Self { path, dir: handle, stop, running, thread: Some(thread) })
+        Ok(Self { path, listener, stop, running, thread: Some(thread) })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // Wakes the accept.
-        let _ = UnixStream::connect(short_path(&self.dir));
+        // Wakes the accept, also where somebody has removed the socket's file.
+        // SAFETY: the descriptor is open as long as `listener` lives.
+        unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -113,5 +116,35 @@ fn answer(mut stream: UnixStream, handler: &dyn Handler) {
         reply.unwrap_or_else(|error| Reply::Error { code: error.code as i32, message: error.to_string() });
     if let Ok(bytes) = serde_json::to_vec(&reply) {
         let _ = stream.write_all(&bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+    use super::*;
+    use crate::control::ask;
+
+    struct Silent;
+    impl Handler for Silent {
+        fn handle(&self, _request: Request) -> Result<Reply, CliError> {
+            Ok(Reply::Done)
+        }
+    }
+
+    /// A mount whose state directory was deleted beneath it never ended: its control thread waited for a connection that
+    /// nobody could make any more.
+    #[test]
+    fn it_ends_when_its_socket_has_been_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(dir.path(), Arc::new(Silent)).unwrap();
+        assert!(ask(dir.path(), &Request::Status, None).unwrap().is_some());
+        std::fs::remove_file(dir.path().join(SOCKET)).unwrap();
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(server);
+            let _ = done.send(());
+        });
+        ended.recv_timeout(Duration::from_secs(30)).unwrap();
     }
 }
