@@ -6,6 +6,7 @@
 
 use crate::Case;
 use crate::outage::SmallDisk;
+use crate::support::machine::tool;
 use crate::support::judge::{Copy, copy_of, difference};
 use crate::support::{FaultyLink, Pair, Setup, Way, e2fsck_clean, loop_mounted, wait_until};
 use serde_json::Value;
@@ -414,7 +415,12 @@ fn judges_fail(stage: &mut Stage) {
     let mut bytes = [0; 2];
     file.read_exact_at(&mut bytes, 4096 + 12).expect("reading");
     file.write_all_at(&bytes.map(|byte| byte ^ 0x55), 4096 + 12).expect("damaging");
-    assert!(catch_unwind(|| e2fsck_clean(&copy.path)).is_err(), "damage was not noticed");
+    assert!(catch_unwind(|| e2fsck_clean(&copy.path)).is_err(), "a bad group descriptor was not noticed");
+    file.write_all_at(&bytes, 4096 + 12).expect("undoing");
+    e2fsck_clean(&copy.path);
+    let clear = tool("debugfs").args(["-w", "-R", "clri f0"]).arg(&copy.path).output().expect("debugfs");
+    assert!(clear.status.success());
+    assert!(catch_unwind(|| e2fsck_clean(&copy.path)).is_err(), "a lost inode was not noticed");
     let one = copy_of(&copy.path);
     file.write_all_at(b"x", 40 << 20).expect("changing");
     assert!(difference(&copy.path, &one.path).is_some(), "a difference was not noticed");

@@ -270,6 +270,16 @@ impl ConnectionArray {
         let _session = self.session.lock();
         self.mark(stale())
     }
+    /// Whether [`Self::mark_stale`] would mark anything.
+    #[must_use]
+    pub fn any_stale(&self, now: Now) -> bool {
+        (0..self.count()).any(|index| self.is_stale(index, now))
+    }
+    /// Whether [`Self::apply_marks`] would mark anything.
+    #[must_use]
+    pub fn any_new(&self, session: SessionId, bits: u64) -> bool {
+        bits & !self.marks() != 0 && session != SessionId::default() && self.session() == session
+    }
     /// Copies the other side's marks, if they are of this session, and shuts those sockets down. Returns the bits marked now.
     pub fn apply_marks(&self, session: SessionId, bits: u64) -> u64 {
         if bits == 0 {

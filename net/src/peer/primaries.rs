@@ -20,6 +20,11 @@ const LINKS_MAX: usize = 256;
 /// Ids of ended sessions that are remembered, so that a late connection of one displaces nothing.
 const ENDED_MAX: usize = 16;
 
+/// Why a session ends whose elements are too old.
+const SILENT: &str = "interrupted: no heartbeat from the primary in time";
+/// Why a session ends whose elements the primary found too old.
+const MARKED: &str = "interrupted: the primary marked connections closed";
+
 /// Table of primaries by link.
 #[derive(Default)]
 pub(super) struct Primaries {
@@ -183,8 +188,11 @@ impl Primaries {
             let mut inner = primary.inner.lock();
             let mut marks = 0;
             if let Some(session) = &inner.session {
-                if session.array.mark_stale(now) != 0 {
-                    session.end("interrupted: no heartbeat from the primary in time");
+                if session.array.any_stale(now) {
+                    // The reason first: a thread whose socket is shut down would take it for the primary's doing.
+                    session.latch(SILENT);
+                    session.array.mark_stale(now);
+                    session.end(SILENT);
                 }
                 marks = session.array.marks();
                 if let Some(luns) = session.luns() {
@@ -218,8 +226,10 @@ impl Primaries {
 }
 
 fn apply_marks(session: &Session, marks: Marks) {
-    if session.array.apply_marks(marks.session, marks.bits) != 0 {
-        session.end("interrupted: the primary marked connections closed");
+    if session.array.any_new(marks.session, marks.bits) {
+        session.latch(MARKED);
+        session.array.apply_marks(marks.session, marks.bits);
+        session.end(MARKED);
     }
 }
 

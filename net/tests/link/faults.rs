@@ -213,3 +213,30 @@ fn restarted_primary_goes_on() {
     link.stop();
     peer.stop();
 }
+
+/// A connection thread whose socket the heartbeat thread had shut down was sometimes first to say why the session ended,
+/// and took it for the primary's doing.
+#[test]
+fn a_silent_primary_is_named_as_the_reason() {
+    for _ in 0..8 {
+        let (primary, store) = (Primary::new(), Arc::new(Store::default()));
+        let peer = peer(&store);
+        let proxy = Proxy::start(peer.listen_addr());
+        let mut config = link_config(proxy.addr, 16);
+        // The primary itself waits for longer.
+        config.times.heartbeat_timeout *= 5;
+        let link = Link::start(config, Arc::clone(&primary.log)).unwrap();
+        wait_state(&link, LinkState::Live);
+        primary.write_some(5);
+        primary.sync();
+        proxy.state.cut_to_mirror.store(true, Ordering::Relaxed);
+        wait_for("the end of the session", || !peer.status().sessions[0].connected);
+        let reason = peer.status().sessions[0].reason.clone();
+        assert!(
+            reason.contains("no heartbeat from the primary in time") || reason.contains("too old"),
+            "{reason}"
+        );
+        link.stop();
+        peer.stop();
+    }
+}

@@ -87,7 +87,7 @@ const PROBATION_MS: u128 = 1200;
 
 fn second_missed() -> SecondMissed {
     let (mut pair, faulty) =
-        start(&["--heartbeat-timeout=700ms", "--probation=1200ms"], &["--heartbeat-timeout=700ms"]);
+        start(&["--heartbeat-timeout=700ms", "--probation=1200ms"], &["--heartbeat-timeout=3s"]);
     let sockets_before = sockets(&pair, &faulty);
     faulty.mute(Way::ToPrimary);
     std::thread::sleep(Duration::from_millis(300));
@@ -192,7 +192,8 @@ fn connection_threads(pair: &Pair) -> BTreeMap<String, u32> {
 /// What was seen, and the reasons of all interruptions: with a quick look a second one follows if the sender was first.
 fn first_missed(peer: &[&str]) -> (FirstMissed, Vec<String>) {
     let quick = peer.contains(&"--request-timeout=25ms");
-    let (mut pair, faulty) = start(&["--heartbeat-timeout=700ms", "--probation=500ms", "--workers=3"], peer);
+    // The primary is the more patient one: it also misses the echo of its heartbeats.
+    let (mut pair, faulty) = start(&["--heartbeat-timeout=2s", "--probation=500ms", "--workers=3"], peer);
     let threads = connection_threads(&pair);
     let switches = || -> Vec<u64> {
         threads.values().map(|thread| voluntary_switches(pair.peer_pid(), *thread)).collect()
