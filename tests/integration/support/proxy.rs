@@ -60,6 +60,9 @@ pub(crate) struct Passed {
     pub(crate) bytes: AtomicU64,
 }
 
+/// A datagram under way: when it is due, its number (for the order), direction, bytes.
+type Posted = (Instant, u64, usize, Vec<u8>);
+
 #[derive(Default)]
 struct State {
     faults: Faults,
@@ -71,8 +74,7 @@ struct State {
     corrupt: [bool; 2],
     /// By direction: the first and the last datagram.
     seen: [Option<(Vec<u8>, Vec<u8>)>; 2],
-    /// Datagrams under way: due, number, direction, bytes.
-    post: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>>,
+    post: BinaryHeap<Reverse<Posted>>,
     client: Option<SocketAddr>,
     random: u64,
     count: u64,
