@@ -6,8 +6,8 @@
 
 use crate::Case;
 use crate::outage::SmallDisk;
-use crate::support::machine::tool;
 use crate::support::judge::{Copy, copy_of, difference};
+use crate::support::machine::tool;
 use crate::support::{FaultyLink, Pair, Setup, Way, e2fsck_clean, loop_mounted, wait_until};
 use serde_json::Value;
 use std::fs;

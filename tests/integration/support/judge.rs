@@ -54,7 +54,11 @@ pub(crate) fn e2fsck_clean(image: &Path) {
         image.display()
     );
     // Replay alone must do: what e2fsck repairs on its way there it would repair behind the judge's back.
-    assert!(!text.contains("FIXED") && !text.contains("? yes"), "repaired at the replay of {}: {text}", image.display());
+    assert!(
+        !text.contains("FIXED") && !text.contains("? yes"),
+        "repaired at the replay of {}: {text}",
+        image.display()
+    );
     let check = tool("e2fsck").arg("-fn").arg(&copy.path).output().expect("e2fsck runs");
     let text =
         format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
