@@ -86,6 +86,9 @@ impl Workload {
 
 /// A pair at work, its link, and what must be on the mirror by now.
 struct Stage {
+    // Unmounted before the pair's directory is removed.
+    mirror_disk: Option<SmallDisk>,
+    _queue_disk: Option<SmallDisk>,
     pair: Pair,
     link: FaultyLink,
     synchronous: bool,
@@ -94,8 +97,6 @@ struct Stage {
     /// Files known to be durable on the mirror.
     durable: usize,
     judged: usize,
-    mirror_disk: Option<SmallDisk>,
-    _queue_disk: Option<SmallDisk>,
 }
 
 fn run(row: usize, fault: fn(&mut Stage)) {
