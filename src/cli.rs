@@ -145,7 +145,7 @@ pub(crate) struct MountArgs {
     /// Disk space for the queue; beyond it only changed regions are noted [default: a tenth of the free space, at least 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) queue_max: Option<u64>,
-    /// FUSE threads [default: as many as processors, 2 to 4]
+    /// FUSE threads [default: one more than processors, 3 to 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
     pub(crate) threads: Option<u16>,
     /// Serve metrics (Prometheus text) at http://ADDR:PORT/metrics, to whoever reaches that address

@@ -17,8 +17,9 @@ pub(crate) const SUBTYPE: &str = "mirrorfs";
 pub(crate) const FS_TYPE: &str = "fuse.mirrorfs";
 /// Readahead of a mount where we may set it; the kernel's own is 128.
 const READAHEAD_KIB: u32 = 1024;
-/// FUSE threads at most, unless configured.
-const THREADS_MAX: usize = 4;
+/// FUSE threads at most, unless configured. One more than processors measures best: with as many, each request finds a
+/// thread that has gone to sleep; more only take turns.
+const THREADS_MAX: usize = 5;
 
 /// Generic mount options, as `-o` has them. The default: none, accessible to the mounting user only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub struct FrontendConfig {
     pub luns: Vec<FrontendLun>,
     /// When changes are answered.
     pub mode: Mode,
-    /// FUSE threads; `None`: as many as processors, 2 to 4.
+    /// FUSE threads; `None`: one more than processors, 3 to 5.
     pub threads: Option<usize>,
     /// The source shown in `/proc/self/mounts`, to the letter.
     pub source: OsString,
@@ -167,7 +168,7 @@ fn start_session(
 }
 
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, THREADS_MAX))
+    std::thread::available_parallelism().map_or(3, |count| (count.get() + 1).clamp(3, THREADS_MAX))
 }
 
 struct State {
