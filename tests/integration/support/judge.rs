@@ -85,7 +85,16 @@ pub(crate) fn loop_mounted<T>(image: &Path, options: &str, look: impl FnOnce(&Pa
     struct Mounted(tempfile::TempDir);
     impl Drop for Mounted {
         fn drop(&mut self) {
-            let _ = tool("umount").arg(self.0.path()).status();
+            // A program that another test is just starting holds our files open until it has become itself.
+            let begun = std::time::Instant::now();
+            while begun.elapsed().as_secs() < 20 {
+                let ended = tool("umount").arg(self.0.path()).stderr(std::process::Stdio::null()).status();
+                if ended.is_ok_and(|status| status.success()) {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            let _ = tool("umount").arg("-l").arg(self.0.path()).status();
         }
     }
     let dir = Mounted(tempfile::tempdir().expect("a mount point"));
