@@ -320,8 +320,15 @@ pub(crate) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
         }
         std::fs::File::open(&dir).unwrap().sync_all().unwrap();
     }
-    let bytes = std::fs::read(&path).unwrap();
-    Some(bytes)
+    // The kernel may be writing while we read: what two readings agree on is the image of one moment.
+    let mut bytes = std::fs::read(&path).unwrap();
+    loop {
+        let again = std::fs::read(&path).unwrap();
+        if again == bytes {
+            return Some(bytes);
+        }
+        bytes = again;
+    }
 }
 
 /// The group of the root directory as the kernel finds it, after its own replay.
