@@ -102,7 +102,12 @@ fn second_missed() -> SecondMissed {
     let begun = Instant::now();
     let down = wait_for_link(&pair, "the interruption", |link| link["state"] == "down");
     let noticed_ms = begun.elapsed().as_millis();
-    let sockets_down = sockets(&pair, &faulty);
+    // The state is told first; the threads close their connections as they leave.
+    let mut sockets_down = sockets(&pair, &faulty);
+    wait_until("all connections to be closed", || {
+        sockets_down = sockets(&pair, &faulty);
+        sockets_down.is_empty()
+    });
     wait_until("the peer's session to end", || session(&pair)["connected"] == false);
     let peer_reason = session(&pair)["reason"].as_str().unwrap_or_default().to_string();
     let applied_before = applied(&pair);
