@@ -193,6 +193,7 @@ fn open_log(
     };
     let log = MirrorLog::open(config).context(|| "cannot open the mirror log".into())?;
     log.set_on_outage(settings.on_outage);
+    log.set_eager(settings.mode == Mode::Sync);
     for (entry, path, image) in images {
         if entry.id.is_some() {
             image.regions_marked().context(|| format!("cannot write the label of {}", path.display()))?;

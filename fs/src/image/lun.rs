@@ -316,7 +316,7 @@ impl Lun {
         let epoch = mirror.log.barrier(mirror.id);
         thread::scope(|scope| {
             // A thread only while there is a queue: its start costs little beside the sync that it does.
-            let queue = (mirror.log.status().queued_requests > 0).then(|| {
+            let queue = mirror.log.queue_in_use().then(|| {
                 let run = || mirror.log.sync_queue(epoch);
                 thread::Builder::new().name("queue-sync".into()).spawn_scoped(scope, run)
             });

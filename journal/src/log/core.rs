@@ -114,6 +114,9 @@ pub(crate) struct Core {
     /// The log's threads end.
     pub(crate) stopping: bool,
     pub(crate) dispatcher_sleeps: bool,
+    /// A pump is there, see `MirrorLog::set_pump`; and the payload appended since it, or the dispatcher, found nothing more.
+    pub(crate) has_pump: bool,
+    pub(crate) left_to_pump: u64,
     sent: VecDeque<(Epoch, u64)>,
     sent_requests: u64,
     pub(crate) given_up: Option<String>,
@@ -179,6 +182,8 @@ impl Core {
             closing: false,
             stopping: false,
             dispatcher_sleeps: false,
+            has_pump: false,
+            left_to_pump: 0,
             sent: VecDeque::new(),
             sent_requests: 0,
             given_up: None,
@@ -296,6 +301,11 @@ impl Core {
         self.overflow_from.is_none() && self.memory_bytes() < self.memory_bytes_max / 2
     }
 
+    /// Whether [`Self::take_next`] would find something.
+    pub(crate) fn has_next(&self) -> bool {
+        self.memory.range(self.cursor..).next().is_some() || self.disk.at_or_after(self.cursor).is_some()
+    }
+
     /// The next record to send, or where it has to be read.
     pub(crate) fn take_next(&mut self) -> Taken {
         loop {
@@ -367,6 +377,7 @@ impl Core {
     }
 
     fn put(&mut self, request: MirrorRequest) {
+        self.left_to_pump += request.payload_bytes() as u64;
         self.memory_payload += request.payload_bytes() as u64;
         self.memory_requests += u64::from(request.range().is_some());
         let key = request.sequence.0;

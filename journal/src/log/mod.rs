@@ -33,14 +33,17 @@ use crate::ids::{Epoch, LunId, RegionNo, Sequence};
 use crate::queue::{recovery, segment};
 use crate::regions::RegionMap;
 use crate::request::{Body, MirrorRequest, Origin};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// An append waits for the spiller when memory exceeds its bound by this.
 const MEMORY_SLACK: u64 = 32 << 20;
 const SPILL_WAIT: Duration = Duration::from_millis(50);
+/// Payload that an eager log leaves to the pump of whoever waits for it; beyond it the dispatcher is woken.
+const LEFT_TO_PUMP_BYTES: u64 = 64 << 10;
 
 /// What the log's threads share.
 pub(crate) struct Shared {
@@ -54,6 +57,9 @@ pub(crate) struct Shared {
     spill_wake: Condvar,
     /// Records left memory for the disk, or won't.
     spilled: Condvar,
+    /// See [`MirrorLog::set_eager`].
+    eager: AtomicBool,
+    pump: RwLock<Option<Arc<dyn Pump>>>,
     /// One fdatasync of the queue at a time; who waited finds it done.
     sync_turn: Mutex<()>,
     queue_bytes_max: u64,
@@ -107,6 +113,8 @@ impl MirrorLog {
             resync_wake: Condvar::new(),
             spill_wake: Condvar::new(),
             spilled: Condvar::new(),
+            eager: AtomicBool::new(false),
+            pump: RwLock::new(None),
             sync_turn: Mutex::new(()),
             queue_bytes_max,
         });
@@ -154,7 +162,13 @@ impl MirrorLog {
         let mut core = self.shared.core.lock();
         let epoch = core.close_open(lun);
         self.shared.wake_for_append(&mut core);
+        drop(core);
+        self.shared.run_pump();
         epoch
+    }
+    /// Whether any request waits in the queue on disk, so that [`Self::sync_queue`] may have something to do.
+    pub fn queue_in_use(&self) -> bool {
+        self.shared.core.lock().disk.requests > 0
     }
     /// fdatasyncs what the queue holds up to and including `epoch`'s barrier, if that part is (only) on disk; returns
     /// at once otherwise. Called by the Flush, side by side with the image's own sync. A failing queue disk is not an
@@ -186,15 +200,26 @@ impl MirrorLog {
     /// Calls `waiter` when the peer has answered that it stored `sequence`, or as the outage policy says.
     pub fn when_applied(&self, sequence: Sequence, waiter: Waiter) {
         self.shared.with_due(|core, due| core.wait_applied(sequence, waiter, due));
+        self.shared.run_pump();
     }
     /// Calls `waiter` when `epoch` is durable on the mirror, or as the outage policy says.
     pub fn when_durable(&self, epoch: Epoch, waiter: Waiter) {
         self.shared.with_due(|core, due| core.wait_durable(epoch, waiter, due));
+        self.shared.run_pump();
     }
     /// Sets the policy for waits while the peer is away; `None`: waits are never ended by an outage (`mirrorfs sync`
     /// with a bound of its own). Takes effect at once, also for those waiting.
     pub fn set_on_outage(&self, policy: OnOutage) {
         self.shared.with_due(|core, due| core.set_policy(policy, due));
+    }
+    /// Eager (synchronous mode): a small append wakes nobody; the thread that then waits for it, or ends its epoch, has the
+    /// link's [`Pump`] send it, which saves the way through two threads. Otherwise each append wakes the dispatcher.
+    pub fn set_eager(&self, eager: bool) {
+        self.shared.eager.store(eager, Ordering::Relaxed);
+    }
+    /// See [`Self::set_eager`].
+    pub fn is_eager(&self) -> bool {
+        self.shared.eager.load(Ordering::Relaxed)
     }
     /// Gives the log the images to read for a resync. Called once, before the first session.
     pub fn set_region_source(&self, lun: LunId, source: Arc<dyn RegionSource>) {
@@ -257,16 +282,52 @@ impl MirrorLog {
                         return Next::Ended;
                     }
                 }
-                Taken::Nothing => {
-                    core.dispatcher_sleeps = true;
-                    let timed_out = self.shared.arrived.wait_until(&mut core, deadline).timed_out();
-                    core.dispatcher_sleeps = false;
-                    if timed_out {
-                        return Next::Idle;
-                    }
-                }
+                Taken::Nothing if self.shared.sleep_until(&mut core, deadline) => return Next::Idle,
+                Taken::Nothing => {}
             }
         }
+    }
+    /// As [`Self::next`] without waiting, for a thread that must not block. `None`: the next record has to be read from
+    /// disk, for which the dispatcher was woken.
+    pub fn next_in_memory(&self) -> Option<Next> {
+        let mut core = self.shared.core.lock();
+        if core.closing || !core.live {
+            return Some(Next::Ended);
+        }
+        match core.take_next() {
+            Taken::Record(request) => Some(Next::Request(request)),
+            Taken::Nothing => {
+                core.left_to_pump = 0;
+                Some(Next::Idle)
+            }
+            Taken::Read { .. } => {
+                self.shared.arrived.notify_one();
+                None
+            }
+        }
+    }
+    /// Waits, at most `timeout`, until [`Self::next`] would not; for the dispatcher, which must not hold its own lock
+    /// meanwhile. False when the time is up.
+    pub fn wait_next(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut core = self.shared.core.lock();
+        while !core.closing && core.live && !core.has_next() {
+            if self.shared.sleep_until(&mut core, deadline) {
+                return false;
+            }
+        }
+        true
+    }
+    /// Wakes the dispatcher although nothing was appended: what it shares with a pump may be its turn again.
+    pub fn wake_dispatcher(&self) {
+        // Under the lock: it may be between its look and its sleep.
+        let _core = self.shared.core.lock();
+        self.shared.arrived.notify_one();
+    }
+    /// The link's way to send from the thread that waits; `None` when its session is over.
+    pub fn set_pump(&self, pump: Option<Arc<dyn Pump>>) {
+        self.shared.core.lock().has_pump = pump.is_some();
+        *self.shared.pump.write() = pump;
     }
     /// The peer has stored this request (not yet durable).
     pub fn applied(&self, sequence: Sequence) {
@@ -465,13 +526,35 @@ impl Shared {
         result
     }
 
+    /// The dispatcher's sleep; true when the time is up.
+    fn sleep_until(&self, core: &mut MutexGuard<'_, Core>, deadline: Instant) -> bool {
+        core.left_to_pump = 0;
+        core.dispatcher_sleeps = true;
+        let timed_out = self.arrived.wait_until(core, deadline).timed_out();
+        core.dispatcher_sleeps = false;
+        timed_out
+    }
+
+    /// Has what was appended sent by this thread, if the log is eager. No lock of the log is held.
+    fn run_pump(&self) {
+        if !self.eager.load(Ordering::Relaxed) {
+            return;
+        }
+        let pump = self.pump.read().clone();
+        if let Some(pump) = pump {
+            pump.pump();
+        }
+    }
+
     /// Wakes who sleeps until there is a record.
     fn wake_for_append(&self, core: &mut Core) {
         if core.spiller_sleeps && (!core.live || core.overflow_from.is_some() || !core.garbage.is_empty()) {
             core.spiller_sleeps = false;
             self.spill_wake.notify_one();
         }
-        if core.dispatcher_sleeps && core.live {
+        let left_to_pump =
+            self.eager.load(Ordering::Relaxed) && core.left_to_pump <= LEFT_TO_PUMP_BYTES && core.has_pump;
+        if core.dispatcher_sleeps && core.live && !left_to_pump {
             core.dispatcher_sleeps = false;
             self.arrived.notify_one();
         }

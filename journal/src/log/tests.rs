@@ -170,3 +170,47 @@ fn epoch_closes_by_age_and_by_bytes() {
     assert!(taken.iter().map(|request| request.payload_bytes()).sum::<usize>() <= 64 << 20);
     take_until(&log, barrier_of(last));
 }
+
+/// A pump that notes that it was called and takes what it finds.
+struct Taker {
+    log: std::sync::Weak<MirrorLog>,
+    taken: Mutex<Vec<Sequence>>,
+}
+
+impl Pump for Taker {
+    fn pump(&self) {
+        let log = self.log.upgrade().unwrap();
+        while let Some(Next::Request(request)) = log.next_in_memory() {
+            self.taken.lock().push(request.sequence);
+        }
+    }
+}
+
+/// What waits in an eager log is sent by the thread that waits; a log that is not eager never calls the pump.
+#[test]
+fn whoever_waits_in_an_eager_log_pumps() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = MirrorLog::open(config(dir.path(), 1)).unwrap();
+    log.begin_session(&[PeerLun { id: LunId(0), durable_epoch: Epoch(0), resyncing: false, created: true }])
+        .unwrap();
+    while !matches!(log.next(Duration::ZERO), Next::Idle) {}
+    let taker = Arc::new(Taker { log: Arc::downgrade(&log), taken: Mutex::default() });
+    log.set_pump(Some(taker.clone()));
+    let write = || log.append(LunId(0), Origin::Metadata, Body::Discard { offset: 0, length: 4096 });
+    let lazy = write();
+    log.when_applied(lazy.sequence, Box::new(|_| {}));
+    assert!(taker.taken.lock().is_empty() && !log.is_eager());
+    log.set_eager(true);
+    let eager = write();
+    assert!(taker.taken.lock().is_empty(), "an append alone sends nothing");
+    log.when_applied(eager.sequence, Box::new(|_| {}));
+    assert_eq!(*taker.taken.lock(), [lazy.sequence, eager.sequence]);
+    write();
+    log.barrier(LunId(0));
+    assert_eq!(taker.taken.lock().len(), 4, "a Flush sends its epoch and the barrier");
+    log.set_pump(None);
+    write();
+    log.barrier(LunId(0));
+    assert_eq!(taker.taken.lock().len(), 4);
+    assert!(log.wait_next(WAIT), "the dispatcher finds it");
+}

@@ -103,6 +103,14 @@ pub struct SessionStart {
     pub resync: Vec<(LunId, String)>,
 }
 
+/// Sends what was appended from the thread that is going to wait for it; implemented by the link, see
+/// [`MirrorLog::set_eager`](super::MirrorLog::set_eager).
+pub trait Pump: Send + Sync {
+    /// Sends what the log has in memory as far as that blocks on nothing, and leaves the rest to the link's own threads.
+    /// Called with no lock of the log held, from any thread.
+    fn pump(&self);
+}
+
 /// Reads regions of a primary image for the resync; implemented by `fs::image::Lun`.
 pub trait RegionSource: Send + Sync {
     /// Reads `region` under its region lock and, still under it, appends its content to the log with

@@ -1,54 +1,98 @@
-//! The dispatcher thread: from the log to the workers' lanes.
+//! From the log to the lanes: by the dispatcher thread, or by a thread that is going to wait for what it appended.
 
 use super::lane::Item;
 use super::session::Session;
 use crate::supervise::link_state::EndReason;
-use mirrorfs_journal::log::Next;
-use mirrorfs_journal::{Body, LunId, RegionNo};
+use crate::wire::Lanes;
+use mirrorfs_journal::log::{Next, Pump};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Longest wait for a record; bounds how late the end of the session or a stop is noticed.
 const NEXT_WAIT: Duration = Duration::from_millis(50);
+/// Records that one call of a pump dispatches at most; the dispatcher has the rest.
+const PUMPED_MAX: usize = 64;
 
-/// The worker that carries all requests of a region: overlapping ones travel on one connection, in order.
-pub(super) fn route(lun: LunId, region: RegionNo, count: usize) -> usize {
-    let mixed = (region.0 ^ (u64::from(lun.0) << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // The upper bits are the well mixed ones; the remainder fits any usize.
-    ((mixed >> 32) % count as u64) as usize
-}
-
-/// Takes from the log (its only reader); gives to the lanes; may block on a full lane; ends with the session.
-pub(super) fn run(session: &Session) {
+/// Takes from the log; gives to the lanes; may block on a full lane; ends with the session. It holds the router, which
+/// makes it the log's only reader, while it dispatches, not while it waits.
+pub(super) fn run(session: &Arc<Session>) {
     if !session.wait_begun() {
         return;
     }
     let log = &session.shared.log;
-    let lanes = &session.lanes;
-    while !session.is_over() {
-        if session.goodbye_wanted() {
-            break;
+    log.set_pump(Some(session.pump()));
+    'session: while !session.is_over() && !session.goodbye_wanted() {
+        if !log.wait_next(NEXT_WAIT) {
+            continue;
         }
-        match log.next(NEXT_WAIT) {
-            Next::Request(request) => {
-                let pushed = match (&request.body, request.range()) {
-                    (Body::Write { .. } | Body::Discard { .. } | Body::Check { .. }, Some((offset, _))) => {
-                        let lane = &lanes[route(request.lun, RegionNo::of(offset), lanes.len())];
-                        lane.push(Item::Request(request))
-                    }
-                    _ => lanes.iter().all(|lane| lane.push(Item::Request(Arc::clone(&request)))),
-                };
-                if !pushed {
-                    return;
-                }
+        let mut router = session.router.lock();
+        loop {
+            if session.is_over() || session.goodbye_wanted() {
+                break;
             }
-            Next::Idle => {}
-            Next::Ended => {
-                session.want_goodbye(EndReason::Connection("the mirror log ended the session".to_owned()));
+            match log.next(Duration::ZERO) {
+                Next::Request(record) => {
+                    session.sending();
+                    let mut pushed = true;
+                    router.route(&record, session.outstanding(), |index, routed| {
+                        pushed &= session.lanes[index].push(Item::Routed(routed));
+                    });
+                    if !pushed {
+                        break 'session;
+                    }
+                }
+                Next::Idle => break,
+                Next::Ended => {
+                    session
+                        .want_goodbye(EndReason::Connection("the mirror log ended the session".to_owned()));
+                }
             }
         }
     }
-    for lane in lanes {
+    log.set_pump(None);
+    for lane in &session.lanes {
         lane.push(Item::Goodbye);
+    }
+}
+
+impl Pump for Session {
+    /// May be called by any thread, also by several; blocks on nothing.
+    fn pump(&self) {
+        let log = &self.shared.log;
+        let mut filled = Lanes::default();
+        let mut left = PUMPED_MAX;
+        loop {
+            self.pump_wanted.store(true, Ordering::SeqCst);
+            // Whoever has it looks again: a pump at the flag, the dispatcher at the log.
+            let Some(mut router) = self.router.try_lock() else { break };
+            self.pump_wanted.store(false, Ordering::SeqCst);
+            while left > 0
+                && !self.is_over()
+                && !self.goodbye_wanted()
+                && let Some(Next::Request(record)) = log.next_in_memory()
+            {
+                left -= 1;
+                self.sending();
+                router.route(&record, self.outstanding(), |index, routed| {
+                    self.lanes[index].push_now(Item::Routed(routed));
+                    filled = filled.with(index);
+                });
+            }
+            drop(router);
+            if left == 0 {
+                log.wake_dispatcher();
+                break;
+            }
+            if !self.pump_wanted.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        for (index, lane) in self.lanes.iter().enumerate().filter(|(index, _)| filled.contains(*index)) {
+            match lane.send_now() {
+                Ok(bytes) => self.shared.count_sent(bytes),
+                Err(error) => self.fail(super::worker::broken(index, &error)),
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ mod dispatcher;
 mod heartbeat;
 mod lane;
 mod probe;
+mod route;
 mod session;
 mod supervisor;
 mod worker;
@@ -82,6 +83,10 @@ struct Shared {
 impl Shared {
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    fn count_sent(&self, bytes: u64) {
+        self.bytes_sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Tells the supervisor; see [`EVENTS_MAX`].

@@ -6,13 +6,14 @@
 //! broke first.
 
 use super::lane::Lane;
+use super::route::Router;
 use super::{Shared, dispatcher, worker};
 use crate::connection::SocketParameter;
 use crate::supervise::Now;
 use crate::supervise::link_state::{EndReason, Event};
 use crate::wire::SessionId;
 use mirrorfs_journal::Epoch;
-use mirrorfs_journal::log::PeerLun;
+use mirrorfs_journal::log::{PeerLun, Pump};
 use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::net::SocketAddr;
@@ -29,10 +30,16 @@ pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) id: SessionId,
     pub(super) lanes: Vec<Lane>,
-    /// Sent and not answered: requests, and barriers once each.
+    /// Whoever holds it reads the log and fills the lanes. A leaf but for the log's lock and the lanes'.
+    pub(super) router: Mutex<Router>,
+    /// A pump has found the router taken.
+    pub(super) pump_wanted: AtomicBool,
+    /// Dispatched and not answered: requests, and barriers once each.
     outstanding: AtomicI64,
     /// Answers so far.
     progress: AtomicU64,
+    /// A reader asks its socket before it sleeps.
+    pub(super) asking: AtomicBool,
     over: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -72,7 +79,10 @@ impl Session {
             shared: Arc::clone(shared),
             id,
             lanes: (0..count).map(|_| Lane::default()).collect(),
+            router: Mutex::new(Router::new(count.into())),
+            pump_wanted: AtomicBool::new(false),
             outstanding: AtomicI64::new(0),
+            asking: AtomicBool::new(false),
             progress: AtomicU64::new(0),
             over: AtomicBool::new(false),
             state: Mutex::default(),
@@ -87,7 +97,7 @@ impl Session {
                     .map_err(io::Error::other)?;
                 session.spawn(format!("worker {index}"), move |session| worker::run(session, index))
             })
-            .and_then(|()| session.spawn("dispatcher".to_owned(), |session| dispatcher::run(session)));
+            .and_then(|()| session.spawn("dispatcher".to_owned(), dispatcher::run));
         if let Err(error) = started {
             session.end();
             session.join();
@@ -252,9 +262,19 @@ impl Session {
         }
     }
 
-    /// Counts what is about to be sent and will be answered.
-    pub(super) fn sending(&self, answers: i64) {
-        self.outstanding.fetch_add(answers, Ordering::AcqRel);
+    /// Counts a record that is about to be sent and will be answered: before, as the answer can be faster.
+    pub(super) fn sending(&self) {
+        self.outstanding.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Records under way.
+    pub(super) fn outstanding(&self) -> u64 {
+        u64::try_from(self.outstanding.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    /// What the log sends through.
+    pub(super) fn pump(self: &Arc<Self>) -> Arc<dyn Pump> {
+        Arc::clone(self) as Arc<dyn Pump>
     }
 
     /// Counts an answer.

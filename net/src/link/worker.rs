@@ -1,15 +1,15 @@
 //! A worker thread and the reader of its responses.
 
-use super::lane::Item;
+use super::lane::Sent;
 use super::session::Session;
 use crate::connection::SocketParameter;
 use crate::store::StoreRefusal;
 use crate::supervise::link_state::EndReason;
-use crate::transport::{self, Receiver, Sender, Transport, TransportError, TransportOptions};
+use crate::transport::{self, Receiver, Sender, Spin, Transport, TransportError, TransportOptions};
 use crate::wire::codec::{self, WireError};
 use crate::wire::{Begin, Greeting, Outcome, PROTOCOL_VERSION, Response, Welcome};
+use mirrorfs_journal::Epoch;
 use mirrorfs_journal::log::PeerLun;
-use mirrorfs_journal::{Body, Epoch, MirrorRequest};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,10 +24,11 @@ pub(super) fn run(session: &Arc<Session>, index: u16) {
     if let Err(reason) = carry(session, index) {
         session.fail(reason);
     }
+    session.lanes[usize::from(index)].release();
     session.shared.array.release(index);
 }
 
-fn broken(index: u16, error: &dyn std::fmt::Display) -> EndReason {
+pub(super) fn broken(index: impl std::fmt::Display, error: &dyn std::fmt::Display) -> EndReason {
     EndReason::Connection(format!("connection {index}: {error}"))
 }
 
@@ -38,9 +39,17 @@ fn carry(session: &Arc<Session>, index: u16) -> Result<(), EndReason> {
     };
     let luns = greet(session, index, &mut transport)?;
     let closer = transport.closer();
-    let (mut sender, mut receiver) = transport.split();
+    let (sender, mut receiver) = transport.split();
     let (array, clock) = (Arc::clone(&session.shared.array), session.shared.clock);
     receiver.set_on_received(Box::new(move |_| array.heard_one(index, clock.now())));
+    let lane = &session.lanes[usize::from(index)];
+    let sender_of_0 = if index == 0 {
+        Some(sender)
+    } else {
+        // Before connection 0 can begin the session, from when on any thread may send on it.
+        lane.open(sender);
+        None
+    };
     session.welcomed(luns);
     std::thread::scope(|scope| {
         let reading = std::thread::Builder::new()
@@ -48,10 +57,10 @@ fn carry(session: &Arc<Session>, index: u16) -> Result<(), EndReason> {
             .spawn_scoped(scope, || read(session, index, receiver))
             .map_err(|error| broken(index, &error));
         let sent = reading.and_then(|_| {
-            if index == 0 {
-                begin(session, &mut sender)?;
+            if let Some(sender) = sender_of_0 {
+                begin(session, sender)?;
             }
-            send(session, index, &mut sender)
+            send(session, index)
         });
         match &sent {
             // The reader stays until the peer has closed its end, or the session is ended from outside.
@@ -170,7 +179,7 @@ fn check(session: &Session, luns: Vec<PeerLun>) -> Result<Vec<PeerLun>, EndReaso
 }
 
 /// Worker 0: begins the log's session when all n are welcomed, and says so to the peer.
-fn begin(session: &Session, sender: &mut Sender) -> Result<(), EndReason> {
+fn begin(session: &Session, mut sender: Sender) -> Result<(), EndReason> {
     let Some(peer) = session.wait_welcomed() else { return Ok(()) };
     let log = &session.shared.log;
     let start = log
@@ -184,6 +193,7 @@ fn begin(session: &Session, sender: &mut Sender) -> Result<(), EndReason> {
     let frame =
         codec::encode_control(&Begin { gather }).map_err(|error| EndReason::Connection(error.to_string()))?;
     sender.send(&[&frame]).and_then(|()| sender.flush()).map_err(|error| broken(0, &error))?;
+    session.lanes[0].open(sender);
     session.begin(caught_up_at(&log.status()));
     Ok(())
 }
@@ -194,59 +204,33 @@ fn caught_up_at(status: &mirrorfs_journal::log::LogStatus) -> Epoch {
 }
 
 /// Sends what the lane brings, one flush for each batch. True after a goodbye, false when the session is over.
-fn send(session: &Session, index: u16, sender: &mut Sender) -> Result<bool, EndReason> {
+fn send(session: &Session, index: u16) -> Result<bool, EndReason> {
     let lane = &session.lanes[usize::from(index)];
-    let mut batch = Vec::new();
-    let mut header = Vec::new();
-    while lane.take(&mut batch, TAKE_WAIT) && !session.is_over() {
-        if batch.is_empty() {
-            continue;
-        }
-        // Before they are sent: the answer can be faster.
-        session.sending(batch.iter().map(|item| answers(item, index)).sum());
-        let before = sender.bytes_sent();
-        let mut goodbye = false;
-        for item in batch.drain(..) {
-            header.clear();
-            let sent = match &item {
-                Item::Request(request) => {
-                    codec::encode_record_header(request, &mut header);
-                    sender.send(&[&header, codec::payload(request)])
-                }
-                Item::Goodbye => {
-                    goodbye = true;
-                    codec::encode_goodbye(&mut header);
-                    sender.send(&[&header])
-                }
-            };
-            sent.map_err(|error| broken(index, &error))?;
-        }
-        sender.flush().map_err(|error| broken(index, &error))?;
-        session.shared.bytes_sent.fetch_add(sender.bytes_sent() - before, Ordering::Relaxed);
-        if goodbye {
-            return Ok(true);
+    while !session.is_over() {
+        match lane.send_next(TAKE_WAIT).map_err(|error| broken(index, &error))? {
+            Sent::Bytes(bytes) => session.shared.count_sent(bytes),
+            Sent::Goodbye(bytes) => {
+                session.shared.count_sent(bytes);
+                return Ok(true);
+            }
+            Sent::Closed => break,
         }
     }
     Ok(false)
-}
-
-/// Answers that an item asks for on this connection: what travels on all of them is answered once.
-fn answers(item: &Item, index: u16) -> i64 {
-    let everywhere = |request: &MirrorRequest| {
-        matches!(request.body, Body::Barrier { .. } | Body::ResyncBegin { .. } | Body::ResyncEnd)
-    };
-    match item {
-        Item::Request(request) if everywhere(request) => i64::from(index == 0),
-        Item::Request(_) => 1,
-        Item::Goodbye => 0,
-    }
 }
 
 /// The reader thread. Takes responses from the socket; gives them to the log, whose reply threads run from here; ends
 /// when the socket does.
 fn read(session: &Session, index: u16, mut receiver: Receiver) {
     let shared = &session.shared;
+    let mut spin = Spin::default();
     loop {
+        // Somebody waits for what is under way. What went wrong is found by the read.
+        if shared.log.is_eager() && session.outstanding() > 0 && !session.asking.swap(true, Ordering::Acquire)
+        {
+            let _ = spin.ask(&mut receiver);
+            session.asking.store(false, Ordering::Release);
+        }
         match codec::read_response(&mut receiver) {
             Ok(Response::Durable(epoch)) => {
                 session.answered();

@@ -1,12 +1,12 @@
 //! What a connection thread does with its socket: welcome, then read, apply, answer; at a barrier, meet the others.
 
-use super::gate::Arrival;
+use super::gate::{Arrival, Told};
 use super::images::{Failure, Images};
 use super::session::{READ_AHEAD_BYTES, Session};
-use crate::transport::{Receiver, Sender, Transport};
+use crate::transport::{Receiver, Sender, Spin, Transport};
 use crate::wire::codec::{self, WireError};
-use crate::wire::{Begin, Greeting, Message, Outcome, PROTOCOL_VERSION, Response, Welcome};
-use mirrorfs_journal::{Body, Epoch, LunId, MirrorRequest, REGION_BYTES, Sequence};
+use crate::wire::{Begin, Greeting, Lanes, Message, Outcome, PROTOCOL_VERSION, Response, Welcome};
+use mirrorfs_journal::{Body, Epoch, MirrorRequest, REGION_BYTES, Sequence};
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -75,8 +75,16 @@ pub(super) fn serve(
     } else if !session.wait_begun() {
         return Ok(Leave::Over);
     }
-    let mut connection =
-        Connection { session, index, images, sender, receiver, answers: Vec::new(), ahead: VecDeque::new() };
+    let mut connection = Connection {
+        session,
+        index,
+        images,
+        sender,
+        receiver,
+        spin: Spin::default(),
+        answers: Vec::new(),
+        ahead: VecDeque::new(),
+    };
     let result = connection.run();
     connection.forget_ahead();
     match result {
@@ -131,6 +139,7 @@ struct Connection<'a> {
     images: Arc<Images>,
     sender: Sender,
     receiver: Receiver,
+    spin: Spin,
     /// Encoded answers, not yet sent.
     answers: Vec<u8>,
     /// Read while waiting at a barrier; served first.
@@ -152,14 +161,18 @@ impl Connection<'_> {
                     self.send_answers()?;
                     return Ok(Leave::Goodbye);
                 }
-                Message::Request(request) => match &request.body {
-                    Body::Barrier { previous } => {
-                        if !self.barrier(&request, previous)? {
-                            return Ok(Leave::Over);
-                        }
+                Message::Request(request) => self.apply(&request)?,
+                Message::Barrier(barrier, told) => {
+                    if !self.barrier(&barrier, told)? {
+                        return Ok(Leave::Over);
                     }
-                    _ => self.apply(&request)?,
-                },
+                }
+                Message::After(epoch) => {
+                    self.send_answers()?;
+                    if !self.wait_for(epoch)? {
+                        return Ok(Leave::Over);
+                    }
+                }
             }
         }
     }
@@ -174,7 +187,7 @@ impl Connection<'_> {
         }
         if !self.receiver.has_buffered() {
             self.send_answers()?;
-            while !self.wait_readable()? {
+            while !self.ask()? && !self.wait_readable()? {
                 if self.session.is_over() {
                     return Ok(None);
                 }
@@ -185,6 +198,16 @@ impl Connection<'_> {
         }
         let message = codec::read_message(&mut self.receiver);
         self.judge(message).map(Some)
+    }
+
+    /// Asks the socket for a moment before sleeping; one thread of a session at a time.
+    fn ask(&mut self) -> Result<bool, End> {
+        if self.session.asking.swap(true, Ordering::Acquire) {
+            return Ok(false);
+        }
+        let ready = self.spin.ask(&mut self.receiver);
+        self.session.asking.store(false, Ordering::Release);
+        ready.map_err(|error| End::Broken(error.to_string()))
     }
 
     fn wait_readable(&mut self) -> Result<bool, End> {
@@ -208,53 +231,45 @@ impl Connection<'_> {
     fn apply(&mut self, request: &MirrorRequest) -> Result<(), End> {
         let outcome = self.images.apply(request).map_err(|failure| End::Failed(request.sequence, failure))?;
         self.session.count_applied(request.payload_bytes() as u64);
-        // Every connection carries a copy of a marker; one answer is enough.
-        let marker = matches!(request.body, Body::ResyncBegin { .. } | Body::ResyncEnd);
-        if !marker || self.index == 0 {
-            codec::encode_response(&Response::Request(request.sequence, outcome), &mut self.answers);
-            if self.answers.len() >= ANSWER_BYTES {
-                self.send_answers()?;
-            }
+        codec::encode_response(&Response::Request(request.sequence, outcome), &mut self.answers);
+        if self.answers.len() >= ANSWER_BYTES {
+            self.send_answers()?;
         }
         Ok(())
     }
 
-    /// Meets the other connections. False if the session is over.
-    fn barrier(&mut self, request: &MirrorRequest, previous: &[(LunId, Epoch)]) -> Result<bool, End> {
+    /// Meets the other participants. False if the session is over.
+    fn barrier(&mut self, barrier: &MirrorRequest, lanes: Lanes) -> Result<bool, End> {
         self.send_answers()?;
+        let fail = |failure| End::Failed(barrier.sequence, failure);
+        let Body::Barrier { previous } = &barrier.body else {
+            return Err(fail(Failure::rule(format!("record {} is no barrier", barrier.sequence))));
+        };
         let gate = &self.session.gate;
-        match gate.arrive(request.epoch, previous) {
-            Arrival::Mismatch(first) => Err(End::Failed(
-                request.sequence,
-                Failure::rule(format!(
-                    "connection {} is at barrier {}, another at {first}",
-                    self.index, request.epoch
-                )),
-            )),
+        match gate.arrive(self.index, &Told { epoch: barrier.epoch, lanes, previous }) {
+            Arrival::Mismatch(why) => Err(fail(Failure::rule(why))),
             Arrival::Complete => {
                 if self.session.is_over() {
                     return Ok(false);
                 }
-                self.images
-                    .complete(request.epoch, previous)
-                    .map_err(|failure| End::Failed(request.sequence, failure))?;
-                gate.open(self.index);
-                codec::encode_response(&Response::Durable(request.epoch), &mut self.answers);
+                self.images.complete(barrier.epoch, previous).map_err(fail)?;
+                gate.open();
+                codec::encode_response(&Response::Durable(barrier.epoch), &mut self.answers);
                 self.send_answers()?;
                 Ok(true)
             }
-            Arrival::Wait(round) => self.wait_at_gate(round),
+            Arrival::Wait => self.wait_for(barrier.epoch),
         }
     }
 
-    /// Waits until the barrier is completed, reading ahead meanwhile.
-    fn wait_at_gate(&mut self, round: u64) -> Result<bool, End> {
+    /// Waits until a barrier is complete, reading ahead meanwhile. False if the session is over.
+    fn wait_for(&mut self, epoch: Epoch) -> Result<bool, End> {
         let gate = &self.session.gate;
         loop {
             if self.session.is_over() {
                 return Ok(false);
             }
-            if gate.is_open(round) {
+            if gate.passes(self.index, epoch) {
                 return Ok(true);
             }
             let may_read = self.may_read_ahead();
@@ -273,7 +288,7 @@ impl Connection<'_> {
 
     /// Nothing is read behind an error or a goodbye, nor beyond the session's budget.
     fn may_read_ahead(&self) -> bool {
-        matches!(self.ahead.back(), None | Some(Ok(Message::Request(_))))
+        !matches!(self.ahead.back(), Some(Ok(Message::Goodbye) | Err(_)))
             && self.session.read_ahead.load(Ordering::Relaxed) + REGION_BYTES <= READ_AHEAD_BYTES
     }
 
@@ -311,6 +326,6 @@ impl Connection<'_> {
 fn weight(message: &Message) -> u64 {
     match message {
         Message::Request(request) => RECORD_BYTES + request.payload_bytes() as u64,
-        Message::Goodbye => RECORD_BYTES,
+        Message::Barrier(..) | Message::After(_) | Message::Goodbye => RECORD_BYTES,
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Session {
     pub(super) applied: Arc<Applied>,
     /// Bytes read ahead now, by all threads.
     pub(super) read_ahead: AtomicU64,
+    /// A connection thread asks its socket before it sleeps.
+    pub(super) asking: AtomicBool,
     over: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -89,6 +91,7 @@ impl Session {
             gate: Gate::new(count)?,
             applied: Arc::clone(applied),
             read_ahead: AtomicU64::new(0),
+            asking: AtomicBool::new(false),
             over: AtomicBool::new(false),
             state: Mutex::new(State { predecessor, last_heard: shared.clock.now(), ..State::default() }),
             changed: Condvar::new(),

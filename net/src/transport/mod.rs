@@ -8,11 +8,13 @@
 mod handshake;
 mod receiver;
 mod sender;
+mod spin;
 #[cfg(test)]
 mod tests;
 
 pub use receiver::{OnReceived, Receiver};
 pub use sender::Sender;
+pub(crate) use spin::Spin;
 
 use crate::config::Security;
 use std::io;

@@ -96,6 +96,36 @@ impl Receiver {
         }
     }
 
+    /// Whether a read finds bytes (or the end, or an error) now; asks the socket without waiting.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn poll_readable(&mut self) -> io::Result<bool> {
+        if self.has_buffered() {
+            return Ok(true);
+        }
+        self.make_room();
+        let room = &mut self.raw.bytes[self.raw.end..];
+        // SAFETY: the descriptor is open, and `room` is as long as is said.
+        let count = unsafe {
+            libc::recv(self.stream.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT)
+        };
+        match usize::try_from(count) {
+            // The end: the next read finds it again.
+            Ok(0) => Ok(true),
+            Ok(count) => {
+                self.raw.end += count;
+                self.count(count);
+                Ok(true)
+            }
+            Err(_) => match io::Error::last_os_error().kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
+                // The next read finds it again.
+                _ => Ok(true),
+            },
+        }
+    }
+
     /// Sets what is called whenever bytes came in, so that they can refresh the element's timestamp.
     pub fn set_on_received(&mut self, hook: OnReceived) {
         self.on_received = Some(hook);
@@ -129,13 +159,17 @@ impl Receiver {
         }
     }
 
-    /// One read of the socket behind what is in the raw buffer; 0 at the end of the stream.
-    fn fill(&mut self) -> io::Result<usize> {
+    fn make_room(&mut self) {
         if self.raw.start > 0 {
             self.raw.bytes.copy_within(self.raw.start..self.raw.end, 0);
             self.raw.end -= self.raw.start;
             self.raw.start = 0;
         }
+    }
+
+    /// One read of the socket behind what is in the raw buffer; 0 at the end of the stream.
+    fn fill(&mut self) -> io::Result<usize> {
+        self.make_room();
         let end = self.raw.end;
         let count = read_retrying(&self.stream, &mut self.raw.bytes[end..])?;
         self.raw.end += count;

@@ -3,6 +3,7 @@
 use super::{Cipher, Closer, NOISE_MESSAGE_MAX, NOISE_PLAIN_MAX, NOISE_TAG};
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// Plain bytes gathered before they are written without a `flush`.
@@ -14,7 +15,7 @@ const SEALED_MAX: usize = 4 * (2 + NOISE_MESSAGE_MAX);
 /// Slices in one `writev`; the kernel takes 1024.
 const SLICES_MAX: usize = 64;
 
-/// The sending half. Buffers small sends until `flush`. After an error it stays failed.
+/// The sending half. Buffers small sends until `flush`, and all of them while it holds back. After an error it stays failed.
 pub struct Sender {
     stream: Arc<TcpStream>,
     /// Plain bytes not yet written (plain) or sealed (Noise).
@@ -22,6 +23,7 @@ pub struct Sender {
     noise: Option<Sealer>,
     bytes_sent: u64,
     failed: bool,
+    holds_back: bool,
 }
 
 /// Noise of the outgoing direction.
@@ -64,7 +66,14 @@ impl Sealer {
 impl Sender {
     pub(super) fn new(stream: Arc<TcpStream>, cipher: Cipher) -> Self {
         let noise = cipher.map(|cipher| Sealer { cipher, nonce: 0, sealed: vec![0; SEALED_MAX], used: 0 });
-        Self { stream, gathered: Vec::with_capacity(GATHER_MAX), noise, bytes_sent: 0, failed: false }
+        Self {
+            stream,
+            gathered: Vec::with_capacity(GATHER_MAX),
+            noise,
+            bytes_sent: 0,
+            failed: false,
+            holds_back: false,
+        }
     }
 
     /// Sends the parts one behind the other; may buffer, see [`Self::flush`]. Large parts are not copied (plain) or are
@@ -104,6 +113,43 @@ impl Sender {
         })
     }
 
+    /// While it holds back, `send` only buffers and so never blocks, if nothing was unsent before and the sum of what is
+    /// given stays within [`Self::HELD_BACK_MAX`]. To be followed by [`Self::flush_now`].
+    pub fn hold_back(&mut self, hold_back: bool) {
+        self.holds_back = hold_back;
+    }
+
+    /// Bytes that can be held back.
+    pub const HELD_BACK_MAX: usize = 3 * NOISE_PLAIN_MAX;
+
+    /// Whether something buffered has still to be handed to the system.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        !self.gathered.is_empty() || self.noise.as_ref().is_some_and(|noise| noise.used > 0)
+    }
+
+    /// As [`Self::flush`], but hands over only what the system takes without blocking. True if that was all.
+    ///
+    /// # Errors
+    /// As for `send`.
+    pub fn flush_now(&mut self) -> io::Result<bool> {
+        self.guarded(|this| {
+            let Some(noise) = &mut this.noise else {
+                let count = send_now(&this.stream, &this.gathered)?;
+                this.gathered.drain(..count);
+                return Ok(this.gathered.is_empty());
+            };
+            if !this.gathered.is_empty() && noise.room() {
+                noise.seal(&this.gathered)?;
+                this.gathered.clear();
+            }
+            let count = send_now(&this.stream, &noise.sealed[..noise.used])?;
+            noise.sealed.copy_within(count..noise.used, 0);
+            noise.used -= count;
+            Ok(noise.used == 0 && this.gathered.is_empty())
+        })
+    }
+
     /// Bytes given to `send`, before encryption.
     #[must_use]
     pub fn bytes_sent(&self) -> u64 {
@@ -123,7 +169,7 @@ impl Sender {
     }
 
     /// A write that failed half way leaves the stream torn: nothing may follow it.
-    fn guarded(&mut self, run: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
+    fn guarded<T>(&mut self, run: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
         if self.failed {
             return Err(io::Error::new(
                 io::ErrorKind::BrokenPipe,
@@ -137,8 +183,8 @@ impl Sender {
 
     fn send_plain(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        if total < LARGE_PART {
-            if self.gathered.len() + total > GATHER_MAX {
+        if total < LARGE_PART || self.holds_back {
+            if self.gathered.len() + total > GATHER_MAX && !self.holds_back {
                 (&*self.stream).write_all(&self.gathered)?;
                 self.gathered.clear();
             }
@@ -171,7 +217,7 @@ impl Sender {
         let Some(noise) = &mut self.noise else { return Ok(()) };
         for mut part in parts.iter().copied() {
             while !part.is_empty() {
-                if part.len() >= LARGE_PART {
+                if part.len() >= LARGE_PART && !self.holds_back {
                     if !self.gathered.is_empty() {
                         if !noise.room() {
                             noise.write(&self.stream)?;
@@ -201,6 +247,26 @@ impl Sender {
         }
         Ok(())
     }
+}
+
+/// Bytes of `bytes` that the socket takes without blocking.
+fn send_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        // SAFETY: the descriptor is open, and `rest` is as long as is said.
+        let count = unsafe { libc::send(stream.as_raw_fd(), rest.as_ptr().cast(), rest.len(), flags) };
+        match usize::try_from(count) {
+            Ok(count) => done += count,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::WouldBlock => break,
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(done)
 }
 
 fn write_all_vectored(mut stream: &TcpStream, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Bytes of the control messages, of the responses and of the stream of records.
 
-use super::{Begin, Greeting, Message, Outcome, PROTOCOL_VERSION, Response, Welcome};
+use super::{Begin, Greeting, Lanes, Message, Outcome, PROTOCOL_VERSION, Response, Welcome};
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
 use mirrorfs_journal::codec::{self as record, CodecError};
@@ -101,6 +101,8 @@ impl Control for Begin {
 }
 
 const GOODBYE: u16 = 4;
+const BARRIER: u16 = 5;
+const AFTER: u16 = 6;
 
 fn config() -> impl bincode::config::Config {
     bincode::config::standard()
@@ -206,6 +208,17 @@ pub fn encode_goodbye(out: &mut Vec<u8>) {
     frame(GOODBYE, &[], out);
 }
 
+/// Appends a barrier: the frame that names the connections that are told, and its record.
+pub fn encode_barrier(barrier: &MirrorRequest, told: Lanes, out: &mut Vec<u8>) {
+    frame(BARRIER, &told.0.to_le_bytes(), out);
+    encode_record_header(barrier, out);
+}
+
+/// Appends the frame that makes a connection wait for a barrier that it was not told.
+pub fn encode_after(epoch: Epoch, out: &mut Vec<u8>) {
+    frame(AFTER, &epoch.0.to_le_bytes(), out);
+}
+
 /// Appends all of a record but a write's payload; send it followed by [`payload`] as the second part.
 pub fn encode_record_header(record: &MirrorRequest, out: &mut Vec<u8>) {
     let encoded = record::encode_header(record);
@@ -222,34 +235,62 @@ pub fn payload(record: &MirrorRequest) -> &[u8] {
     }
 }
 
-/// Reads the next record or goodbye. The header's checksum and all bounds are checked before anything is allocated, the
+/// Reads the next message. The header's checksum and all bounds are checked before anything is allocated, the
 /// payload's checksum after it has come.
 ///
 /// # Errors
 /// See [`WireError`]; at the end of the stream `Io` with `UnexpectedEof`.
 pub fn read_message(from: &mut impl Read) -> Result<Message, WireError> {
-    let mut header = [0; record::HEADER_BYTES];
-    const { assert!(record::HEADER_BYTES >= 8) };
-    from.read_exact(&mut header[..8])?;
-    if header[..8] == CONTROL_MAGIC[..] {
-        return match read_frame(from, "goodbye")? {
-            (GOODBYE, body) if body.is_empty() => Ok(Message::Goodbye),
-            (kind, body) => Err(WireError::Frame {
-                expected: "record or goodbye",
-                found: format!("control frame of kind {kind}, {} bytes", body.len()),
+    let mut start = [0; 8];
+    from.read_exact(&mut start)?;
+    if start != *CONTROL_MAGIC {
+        let record = read_record(start, from)?;
+        return match record.body {
+            Body::Barrier { .. } => Err(WireError::Frame {
+                expected: "a barrier's frame",
+                found: format!("the record of barrier {} without it", record.epoch),
             }),
+            _ => Ok(Message::Request(Arc::new(record))),
         };
     }
-    if !header.starts_with(&record::MAGIC) {
+    let (kind, body) = read_frame(from, "message")?;
+    match (kind, <[u8; 8]>::try_from(&body[..])) {
+        (GOODBYE, _) if body.is_empty() => Ok(Message::Goodbye),
+        (AFTER, Ok(epoch)) => Ok(Message::After(Epoch(u64::from_le_bytes(epoch)))),
+        (BARRIER, Ok(told)) => {
+            from.read_exact(&mut start)?;
+            let record = read_record(start, from)?;
+            match record.body {
+                Body::Barrier { .. } => {
+                    Ok(Message::Barrier(Arc::new(record), Lanes(u64::from_le_bytes(told))))
+                }
+                _ => Err(WireError::Frame {
+                    expected: "the record of a barrier",
+                    found: format!("record {}, which is none", record.sequence),
+                }),
+            }
+        }
+        _ => Err(WireError::Frame {
+            expected: "record, barrier or goodbye",
+            found: format!("control frame of kind {kind}, {} bytes", body.len()),
+        }),
+    }
+}
+
+/// Reads a record whose first bytes were read already.
+fn read_record(start: [u8; 8], from: &mut impl Read) -> Result<MirrorRequest, WireError> {
+    if !start.starts_with(&record::MAGIC) {
         // Before the rest is waited for.
         return Err(CodecError::Magic.into());
     }
+    let mut header = [0; record::HEADER_BYTES];
+    header[..8].copy_from_slice(&start);
     from.read_exact(&mut header[8..])?;
     let header = record::decode_header(&header)?;
     const { assert!(record::BODY_BYTES_MAX <= 1 << 20) };
     let mut body = vec![0; header.body_bytes()];
     from.read_exact(&mut body)?;
-    Ok(Message::Request(Arc::new(header.finish(Bytes::from(body))?)))
+    Ok(header.finish(Bytes::from(body))?)
 }
 
 mod kind {

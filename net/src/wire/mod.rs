@@ -10,7 +10,7 @@ use mirrorfs_journal::{Epoch, MirrorRequest, Sequence};
 use serde::{Deserialize, Serialize};
 
 /// Protocol version of this build; the greeting's shape never changes.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Id of one session: random, carried by all its connections and heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -90,11 +90,40 @@ pub enum Response {
     Durable(Epoch),
 }
 
+/// Connections of a session as bits; bit i is connection i.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lanes(pub u64);
+
+impl Lanes {
+    /// Whether connection `index`, below 64, is among them.
+    #[must_use]
+    pub fn contains(self, index: usize) -> bool {
+        self.0 & 1 << index != 0
+    }
+
+    /// Whether one of them is none of `count` connections.
+    #[must_use]
+    pub fn exceeds(self, count: usize) -> bool {
+        self.0.checked_shr(count as u32).unwrap_or(0) != 0
+    }
+
+    /// These and connection `index`, below 64.
+    #[must_use]
+    pub fn with(self, index: usize) -> Self {
+        Self(self.0 | 1 << index)
+    }
+}
+
 /// From the primary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// A record of the log.
+    /// A record of the log that is no barrier.
     Request(std::sync::Arc<MirrorRequest>),
+    /// A barrier, and the connections that it is told to: those that carried a part of its epoch.
+    Barrier(std::sync::Arc<MirrorRequest>, Lanes),
+    /// This connection was not told some barriers: nothing that follows may be applied before this one, the latest of them, is
+    /// complete.
+    After(Epoch),
     /// A clean end: the peer closes its images.
     Goodbye,
 }

@@ -58,6 +58,17 @@ fn records() -> Vec<MirrorRequest> {
     ]
 }
 
+/// As it travels: a barrier behind the frame that names who is told.
+fn message_of(record: &MirrorRequest) -> (Vec<u8>, Message) {
+    let told = Lanes(0x8000_0000_0000_0005);
+    if let Body::Barrier { .. } = record.body {
+        let mut bytes = Vec::new();
+        encode_barrier(record, told, &mut bytes);
+        return (bytes, Message::Barrier(Arc::new(record.clone()), told));
+    }
+    (bytes_of(record), Message::Request(Arc::new(record.clone())))
+}
+
 fn bytes_of(record: &MirrorRequest) -> Vec<u8> {
     let mut out = Vec::new();
     encode_record_header(record, &mut out);
@@ -69,7 +80,7 @@ fn bytes_of(record: &MirrorRequest) -> Vec<u8> {
 fn greeting_has_these_bytes() {
     let bytes = encode_control(&greeting()).unwrap();
     let body = concat!(
-        "01000000",                         // version
+        "02000000",                         // version
         "000102030405060708090a0b0c0d0e0f", // session
         "0000",                             // index
         "0400",                             // count
@@ -83,7 +94,7 @@ fn greeting_has_these_bytes() {
         "0900000000000000"                  // durable epoch
     );
     assert_eq!(hex(&bytes[24..]), body);
-    assert_eq!(hex(&bytes[..20]), "6d6972726f7266730100000001000000".to_owned() + "6f000000");
+    assert_eq!(hex(&bytes[..20]), "6d6972726f7266730200000001000000".to_owned() + "6f000000");
     assert_eq!(
         u32::from_le_bytes(bytes[20..24].try_into().unwrap()),
         crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), &bytes[24..])
@@ -94,14 +105,22 @@ fn greeting_has_these_bytes() {
 #[test]
 fn other_frames_have_these_bytes() {
     let welcome = encode_control(&Welcome::Version { version: 2 }).unwrap();
-    assert_eq!(hex(&welcome[..20]), "6d6972726f7266730100000002000000".to_owned() + "08000000");
+    assert_eq!(hex(&welcome[..20]), "6d6972726f7266730200000002000000".to_owned() + "08000000");
     assert_eq!(hex(&welcome[24..]), "0100000002000000");
     let begin = encode_control(&Begin { gather: vec![1, 258] }).unwrap();
     assert_eq!(hex(&begin[24..]), "020000000000000001000201");
     let mut goodbye = Vec::new();
     encode_goodbye(&mut goodbye);
-    assert_eq!(hex(&goodbye[..20]), "6d6972726f7266730100000004000000".to_owned() + "00000000");
+    assert_eq!(hex(&goodbye[..20]), "6d6972726f7266730200000004000000".to_owned() + "00000000");
     assert_eq!(read_message(&mut Cursor::new(goodbye)).unwrap(), Message::Goodbye);
+    let mut after = Vec::new();
+    encode_after(Epoch(0x0102), &mut after);
+    assert_eq!(hex(&after[..20]), "6d6972726f7266730200000006000000".to_owned() + "08000000");
+    assert_eq!(hex(&after[24..]), "0201000000000000");
+    let (barrier, _) = message_of(&records()[3]);
+    assert_eq!(hex(&barrier[..20]), "6d6972726f7266730200000005000000".to_owned() + "08000000");
+    assert_eq!(hex(&barrier[24..32]), "0500000000000080");
+    assert_eq!(barrier[32..], bytes_of(&records()[3]));
 
     let mut out = Vec::new();
     encode_response(&Response::Request(Sequence(0x0102), Outcome::Stored), &mut out);
@@ -129,12 +148,14 @@ fn every_welcome_comes_back() {
 
 #[test]
 fn records_come_back_one_behind_the_other() {
-    let mut stream: Vec<u8> = records().iter().flat_map(bytes_of).collect();
+    let mut stream: Vec<u8> = records().iter().flat_map(|record| message_of(record).0).collect();
+    encode_after(Epoch(4), &mut stream);
     encode_goodbye(&mut stream);
     let mut stream = Cursor::new(stream);
     for record in records() {
-        assert_eq!(read_message(&mut stream).unwrap(), Message::Request(Arc::new(record)));
+        assert_eq!(read_message(&mut stream).unwrap(), message_of(&record).1);
     }
+    assert_eq!(read_message(&mut stream).unwrap(), Message::After(Epoch(4)));
     assert_eq!(read_message(&mut stream).unwrap(), Message::Goodbye);
     let end = read_message(&mut stream).unwrap_err();
     assert!(matches!(end, WireError::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof));
@@ -166,10 +187,10 @@ fn responses_come_back_from_one_buffer() {
 #[test]
 fn another_version_is_named_before_anything_else_is_read() {
     let mut bytes = encode_control(&greeting()).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 1;
     bytes.truncate(12);
     let error = read_control::<Greeting>(&mut Cursor::new(bytes)).unwrap_err();
-    assert!(matches!(error, WireError::Version { theirs: 2, ours: 1 }), "{error}");
+    assert!(matches!(error, WireError::Version { theirs: 1, ours: 2 }), "{error}");
 }
 
 /// Every single flipped bit, and every cut, of every kind of frame is an error, never a panic and never another message.
@@ -192,8 +213,11 @@ fn damage_is_an_error() {
     hurt(&encode_control(&greeting()).unwrap(), read_control::<Greeting>);
     hurt(&encode_control(&Begin { gather: vec![3] }).unwrap(), read_control::<Begin>);
     for record in records() {
-        hurt(&bytes_of(&record), read_message);
+        hurt(&message_of(&record).0, read_message);
     }
+    let mut out = Vec::new();
+    encode_after(Epoch(5), &mut out);
+    hurt(&out, read_message);
     let mut out = Vec::new();
     encode_response(
         &Response::Request(Sequence(5), Outcome::Failed { errno: 28, message: "full".into() }),
@@ -228,6 +252,19 @@ fn lying_lengths_are_refused() {
     assert!(matches!(read_control::<Begin>(&mut Cursor::new(trailing)), Err(WireError::Content { .. })));
     let wrong_kind = encode_control(&Begin { gather: vec![] }).unwrap();
     assert!(matches!(read_control::<Greeting>(&mut Cursor::new(wrong_kind)), Err(WireError::Frame { .. })));
+}
+
+/// A barrier without its frame, and its frame before something else, are refused.
+#[test]
+fn a_barrier_and_its_frame_go_together() {
+    let (write, barrier) = (&records()[0], &records()[3]);
+    let naked = read_message(&mut Cursor::new(bytes_of(barrier))).unwrap_err();
+    assert!(matches!(naked, WireError::Frame { .. }), "{naked}");
+    let mut other = message_of(barrier).0;
+    other.truncate(32);
+    other.extend(bytes_of(write));
+    let other = read_message(&mut Cursor::new(other)).unwrap_err();
+    assert!(matches!(other, WireError::Frame { .. }), "{other}");
 }
 
 /// A record on the wire is header, body and payload of the journal's codec, and nothing else.

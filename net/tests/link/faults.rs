@@ -61,7 +61,12 @@ fn interruption(apply: impl Fn(&Proxy, bool)) {
     primary.sync();
     let cut_at = Instant::now();
     apply(&proxy, true);
-    wait_for("the interruption", || link.status().state == LinkState::Down);
+    // Not just that the peer, which may have noticed first, has closed its connections: until the primary notices as well it
+    // connects again.
+    wait_for("the interruption", || {
+        let status = link.status();
+        status.state == LinkState::Down && status.reason.contains("heartbeats were interrupted")
+    });
     let noticed = cut_at.elapsed();
     let times = times();
     let bound = times.heartbeat_timeout + 2 * times.heartbeat_interval + Duration::from_millis(300);
