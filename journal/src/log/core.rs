@@ -35,7 +35,11 @@ pub(crate) enum Resync {
 pub(crate) struct LunState {
     pub(crate) id: LunId,
     pub(crate) durable: Epoch,
+    /// What the mirror's label may say instead after a power cut, which takes its last write.
     pub(crate) durable_previous: Epoch,
+    /// What the label said when the session began, until a later epoch is durable: the peer has synced it, and writes it
+    /// over only then.
+    pub(crate) label: Option<Epoch>,
     /// Closed epochs after `durable`.
     pub(crate) retained: VecDeque<Epoch>,
     pub(crate) in_open: bool,
@@ -631,7 +635,7 @@ impl Core {
         }
         for state in &mut self.luns {
             while let Some(first) = state.retained.front().copied().filter(|first| *first <= epoch) {
-                state.durable_previous = state.durable;
+                state.durable_previous = state.label.take().unwrap_or(state.durable);
                 state.durable = first;
                 state.retained.pop_front();
             }

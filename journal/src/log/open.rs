@@ -122,6 +122,7 @@ pub(crate) fn open(config: &LogConfig) -> Result<Opened, LogError> {
             id: lun.id,
             durable,
             durable_previous,
+            label: None,
             retained,
             in_open: false,
             region_epoch,

@@ -30,6 +30,7 @@ pub(crate) fn begin(core: &mut Core, peer: &[PeerLun], due: &mut Due) -> Session
         let verdict = judge(&known, said);
         state.uncertain = false;
         state.base = Some(said.durable_epoch);
+        state.label = None;
         match verdict {
             Verdict::Continue { durable } => {
                 if !state.retained.is_empty() {
@@ -57,6 +58,7 @@ pub(crate) fn begin(core: &mut Core, peer: &[PeerLun], due: &mut Due) -> Session
                 resync.push((id, reason));
             }
         }
+        state.label = Some(said.durable_epoch);
     }
     core.given_up = None;
     // What no LUN lacks goes; records of dropped LUNs stay in between and are passed over.

@@ -395,6 +395,30 @@ fn peer_ahead_of_what_we_heard_is_not_sent_again() {
     assert_eq!(writes(&take_until(&log, barrier_of(second))), [2]);
 }
 
+/// The story: the mirror lost power twice in a row, each time when its last label was not on the disk yet. The second time
+/// the label was two epochs behind what we had heard to be durable, and everything was sent again, though nothing was
+/// missing. Now the label that a session began with is known to be what the disk has until the next one is durable.
+#[test]
+fn second_power_cut_of_the_mirror_in_a_row_costs_no_resync() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, label) = after_outage(dir.path());
+    for cut in 0..3 {
+        write(&log, LUN, 0, cut, 4096);
+        let epoch = log.barrier(LUN);
+        let start = log.begin_session(&[at(0, label)]).unwrap();
+        assert_eq!(start.resync, [], "power cut {cut}");
+        assert_eq!(start.first_epoch, epoch);
+        let taken = take_until(&log, barrier_of(epoch));
+        assert_eq!(writes(&taken), [cut]);
+        let barrier = &taken.last().unwrap().body;
+        assert!(matches!(barrier, Body::Barrier { previous } if *previous == [(LUN, label)]), "{barrier:?}");
+        log.durable(epoch);
+        log.end_session();
+    }
+    // An older one is still not taken for it.
+    assert_eq!(log.begin_session(&[at(0, Epoch(label.0 - 1))]).unwrap().resync.len(), 1);
+}
+
 #[test]
 fn unknown_peer_state_sends_all_regions_and_nothing_of_the_queue() {
     let dir = tempfile::tempdir().unwrap();
