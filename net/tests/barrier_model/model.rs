@@ -24,6 +24,8 @@ pub(crate) struct Faults {
 pub(crate) struct Barriers {
     pub(crate) rules: Rules,
     pub(crate) scripts: Vec<Vec<Item>>,
+    /// See [`Primary::new`]: each by itself.
+    pub(crate) spreads: &'static [u8],
     pub(crate) faults: Faults,
 }
 
@@ -135,13 +137,14 @@ impl Model for Barriers {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        (0_u8..)
-            .take(self.scripts.len())
-            .map(|script| State {
+        let scripts = (0_u8..).take(self.scripts.len());
+        scripts
+            .flat_map(|script| self.spreads.iter().map(move |spread| (script, *spread)))
+            .map(|(script, spread)| State {
                 script,
                 done: 0,
                 faults: self.faults,
-                primary: Primary::new(),
+                primary: Primary::new(spread),
                 pipes: Pipes::default(),
                 session: Session::none(),
                 stray: None,

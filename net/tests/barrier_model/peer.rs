@@ -301,7 +301,8 @@ impl Session {
         let Frame::Barrier { epoch, chain, participants, predecessor } = barrier else { return };
         for connection in (0..rules.connections).filter(|connection| participants & (1 << connection) != 0) {
             let carried = self.carried[connection];
-            if carried != 0 && (carried != epoch || self.mark[connection] != predecessor) {
+            let behind = rules.order == Order::Predecessor && self.mark[connection] != predecessor;
+            if carried != 0 && (carried != epoch || behind) {
                 history.refused = Some("barrier of other requests");
             }
         }

@@ -22,11 +22,10 @@ impl Rules {
         self.defect == Some(defect)
     }
 
-    fn route(&self, block: u8, value: Value) -> usize {
-        let region = usize::from(block);
-        let region =
-            if self.broken(Defect::OverlapOnTwoConnections) { region + usize::from(value) } else { region };
-        region % self.connections
+    /// The connection of a block in a spread epoch; a narrow one goes to connection 0.
+    fn route(&self, spread: bool, block: u8, value: Value) -> usize {
+        let overlap = if self.broken(Defect::OverlapOnTwoConnections) { usize::from(value) } else { 0 };
+        (if spread { usize::from(block) } else { 0 } + overlap) % self.connections
     }
 }
 
@@ -104,12 +103,15 @@ pub(crate) struct Primary {
     marks: u8,
     resync: Resync,
     dispatcher: Dispatcher,
+    /// Which epochs are spread over the connections, by turns; the others go to connection 0.
+    spread: u8,
+    odd_session: bool,
     /// A session is begun.
     pub(crate) live: bool,
 }
 
 impl Primary {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(spread: u8) -> Self {
         Self {
             image: [0; BLOCKS],
             unsynced: [1; BLOCKS],
@@ -126,6 +128,8 @@ impl Primary {
             marks: 0,
             resync: Resync::Off,
             dispatcher: Dispatcher::default(),
+            spread,
+            odd_session: false,
             live: false,
         }
     }
@@ -217,7 +221,8 @@ impl Primary {
         let epoch = record.epoch;
         match record.body {
             Logged::Request { body: body @ Body::Write { block, value }, .. } => {
-                self.send_request(rules.route(block, value), epoch, body, rules, pipes);
+                let connection = rules.route(self.is_spread(epoch), block, value);
+                self.send_request(connection, epoch, body, rules, pipes);
             }
             Logged::Request { body, .. } => match rules.variant {
                 Variant::Everywhere => {
@@ -236,6 +241,12 @@ impl Primary {
                 self.send_barrier(epoch, chain, rules, pipes);
             }
         }
+    }
+
+    /// The choice is made anew for each epoch, and may be another when the epoch is sent again.
+    fn is_spread(&self, epoch: Epoch) -> bool {
+        let turn = (epoch + u8::from(self.odd_session)) % 4;
+        self.spread & (1 << turn) != 0
     }
 
     fn send_request(
@@ -272,7 +283,7 @@ impl Primary {
             if participants & (1 << connection) == 0 {
                 continue;
             }
-            if rules.order == Order::Mark {
+            if rules.order == Order::Mark && !rules.broken(Defect::PredecessorNotAwaited) {
                 self.send_mark(connection, rules, pipes);
             }
             let pipe = &mut pipes[connection];
@@ -298,6 +309,8 @@ impl Primary {
     ) -> bool {
         debug_assert!(!self.live, "one session at a time");
         self.dispatcher = Dispatcher::default();
+        // All the same to one that spreads every epoch.
+        self.odd_session ^= self.spread != 0b1111;
         self.close_open(rules, pipes, history);
         let mut gather = false;
         match self.judge(said, rules) {

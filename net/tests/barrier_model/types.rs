@@ -94,10 +94,10 @@ impl Variant {
 /// How a lazy barrier is kept behind the one before it, on a connection that has not been told of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
+    /// An `After` goes ahead of a barrier as of a request.
+    Mark,
     /// The barrier names its predecessor and waits for it.
     Predecessor,
-    /// An `After` goes ahead of a barrier, too.
-    Mark,
 }
 
 /// A rule broken on purpose: the checker must find out.
@@ -121,7 +121,7 @@ pub(crate) enum Defect {
     CutNotMarked,
     /// No `After` is sent.
     AfterLeftOut,
-    /// A barrier is completed without its predecessor.
+    /// A barrier waits for the one before it only where its connection carried a request.
     PredecessorNotAwaited,
     /// The first epoch that is sent again is applied as it comes.
     GatherLeftOut,
