@@ -1,6 +1,12 @@
 //! The primary: its image, its mirror log of one LUN, and the dispatcher. Follows `mirrorfs_journal::log` (`core`,
 //! `session`, `judge`, `open`) and `link::dispatcher`.
 
+mod crash;
+mod dispatcher;
+
+pub(crate) use crash::CrashOfPrimary;
+use dispatcher::Dispatcher;
+
 use super::history::History;
 use super::peer::Label;
 use super::types::{
@@ -53,32 +59,8 @@ enum Resync {
     Ending(Epoch),
 }
 
-/// What the dispatcher knows of the session's connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Dispatcher {
-    /// The barrier that connection j was last told of.
-    mark: [Epoch; CONNECTIONS_MAX],
-    /// Bit j: connection j has carried a request since the last barrier.
-    dirty: u8,
-    /// The last barrier sent.
-    sent: Epoch,
-}
-
 /// Frames on their way to the peer, or read ahead there, by connection.
 pub(crate) type Pipes = [Vec<Frame>; CONNECTIONS_MAX];
-
-/// What a crash of the primary leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct CrashOfPrimary {
-    /// The local image.
-    pub(crate) image: Image,
-    /// The local sync behind the last flush had returned.
-    pub(crate) synced: bool,
-    /// Records that the queue has: up to one of its barriers.
-    pub(crate) kept: u8,
-    /// The region map's file says what was heard to be durable; it is written now and then only.
-    pub(crate) remembered: bool,
-}
 
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -213,87 +195,6 @@ impl Primary {
         self.append(body, false, rules, pipes);
         self.close_open(rules, pipes, history);
         epoch
-    }
-
-    // ---- the dispatcher -----------------------------------------------------------------------------------------
-
-    fn send(&mut self, record: Record, rules: &Rules, pipes: &mut Pipes) {
-        let epoch = record.epoch;
-        match record.body {
-            Logged::Request { body: body @ Body::Write { block, value }, .. } => {
-                let connection = rules.route(self.is_spread(epoch), block, value);
-                self.send_request(connection, epoch, body, rules, pipes);
-            }
-            Logged::Request { body, .. } => match rules.variant {
-                Variant::Everywhere => {
-                    for connection in 0..rules.connections {
-                        self.send_request(connection, epoch, body, rules, pipes);
-                    }
-                }
-                Variant::Lazy => self.send_request(0, epoch, body, rules, pipes),
-            },
-            Logged::Barrier { chain } => {
-                // The first epoch behind what the label said names that as its previous one.
-                let chain = match (chain, self.base) {
-                    (Some(_), Some(base)) if epoch > base => self.base.take(),
-                    (chain, _) => chain,
-                };
-                self.send_barrier(epoch, chain, rules, pipes);
-            }
-        }
-    }
-
-    /// The choice is made anew for each epoch, and may be another when the epoch is sent again.
-    fn is_spread(&self, epoch: Epoch) -> bool {
-        let turn = (epoch + u8::from(self.odd_session)) % 4;
-        self.spread & (1 << turn) != 0
-    }
-
-    fn send_request(
-        &mut self,
-        connection: usize,
-        epoch: Epoch,
-        body: Body,
-        rules: &Rules,
-        pipes: &mut Pipes,
-    ) {
-        self.send_mark(connection, rules, pipes);
-        pipes[connection].push(Frame::Request { epoch, body });
-        self.dispatcher.dirty |= 1 << connection;
-    }
-
-    fn send_mark(&mut self, connection: usize, rules: &Rules, pipes: &mut Pipes) {
-        let Dispatcher { mark, sent, .. } = &mut self.dispatcher;
-        if mark[connection] == *sent || rules.broken(Defect::AfterLeftOut) {
-            return;
-        }
-        pipes[connection].push(Frame::After(*sent));
-        mark[connection] = *sent;
-    }
-
-    fn send_barrier(&mut self, epoch: Epoch, chain: Option<Epoch>, rules: &Rules, pipes: &mut Pipes) {
-        let participants = match rules.variant {
-            Variant::Everywhere => (1 << rules.connections) - 1,
-            Variant::Lazy if self.dispatcher.dirty == 0 => 1,
-            Variant::Lazy => self.dispatcher.dirty,
-        };
-        let predecessor = self.dispatcher.sent;
-        let barrier = Frame::Barrier { epoch, chain, participants, predecessor };
-        for connection in 0..rules.connections {
-            if participants & (1 << connection) == 0 {
-                continue;
-            }
-            if rules.order == Order::Mark && !rules.broken(Defect::PredecessorNotAwaited) {
-                self.send_mark(connection, rules, pipes);
-            }
-            let pipe = &mut pipes[connection];
-            let swapped =
-                rules.broken(Defect::BarrierSwapped) && matches!(pipe.last(), Some(Frame::Request { .. }));
-            pipe.insert(pipe.len() - usize::from(swapped), barrier);
-            self.dispatcher.mark[connection] = epoch;
-        }
-        self.dispatcher.dirty = 0;
-        self.dispatcher.sent = epoch;
     }
 
     // ---- a session's beginning and end, answers --------------------------------------------------------------------
@@ -444,94 +345,6 @@ impl Primary {
         self.log.retain(|record| record.epoch > epoch);
         if self.log.len() < before {
             history.let_go = history.let_go.max(epoch);
-        }
-    }
-
-    // ---- crash --------------------------------------------------------------------------------------------------
-
-    /// Everything that a crash now may leave: any part of what the local disk had not synced, and a queue that ends at
-    /// any of the log's barriers, or none.
-    pub(crate) fn crashes(&self) -> Vec<CrashOfPrimary> {
-        let barriers = (1_u8..)
-            .zip(&self.log)
-            .filter(|(_, record)| matches!(record.body, Logged::Barrier { .. }))
-            .map(|(count, _)| count);
-        let kept: Vec<u8> = std::iter::once(0).chain(barriers).collect();
-        let mut all = Vec::new();
-        for synced in [false, true] {
-            if !synced && self.unsynced == self.synced {
-                continue;
-            }
-            for image in super::types::images(if synced { &self.synced } else { &self.unsynced }) {
-                let crash = |remembered| move |&kept| CrashOfPrimary { image, synced, kept, remembered };
-                all.extend(kept.iter().map(crash(true)));
-                if self.durable != START {
-                    // A queue says it, too.
-                    all.extend(kept.iter().take(1).map(crash(false)));
-                }
-            }
-        }
-        all
-    }
-
-    /// The primary crashes and starts again: the queue is cut, the regions that may differ are marked, numbers go on in
-    /// a new incarnation.
-    pub(crate) fn crash(&mut self, crash: &CrashOfPrimary, rules: &Rules, history: &mut History) {
-        let possible = if crash.synced { self.synced } else { self.unsynced };
-        let cut = self.log.split_off(usize::from(crash.kept));
-        self.forget_volatile();
-        for record in &cut {
-            if let Logged::Request { body: Body::Write { block, .. }, volatile: false } = record.body
-                && !rules.broken(Defect::CutNotMarked)
-            {
-                self.marks |= 1 << block;
-            }
-        }
-        for (block, values) in possible.iter().enumerate() {
-            if values.count_ones() > 1 {
-                self.marks |= 1 << block;
-            }
-        }
-        self.image = crash.image;
-        (self.unsynced, self.synced) = (exactly(&self.image), exactly(&self.image));
-        self.live = false;
-        self.in_open = false;
-        self.dispatcher = Dispatcher::default();
-        (self.base, self.label) = (None, None);
-        self.uncertain = true;
-        // What the queue begins with says what was durable before it; without one, little is known.
-        let first = self.log.iter().find_map(|record| match record.body {
-            Logged::Barrier { chain } => chain,
-            Logged::Request { .. } => None,
-        });
-        if !crash.remembered {
-            (self.durable, self.durable_before) = (START, 0);
-        } else if let Some(first) = first
-            && first != self.durable
-        {
-            (self.durable, self.durable_before) = (first, 0);
-        }
-        if rules.broken(Defect::EpochReused) {
-            let last = self.log.iter().map(|record| record.epoch).max();
-            self.open_epoch = last.unwrap_or(self.durable).max(first_epoch(1) - 1) + 1;
-        } else {
-            self.incarnation += 1;
-            self.open_epoch = first_epoch(self.incarnation);
-        }
-        history.reached(self.open_epoch - 1, self.image);
-        let ends = self
-            .log
-            .iter()
-            .any(|record| matches!(record.body, Logged::Request { body: Body::ResyncEnd, .. }));
-        match self.resync {
-            Resync::Ending(_) if ends && self.marks == 0 => {}
-            Resync::Off if self.marks == 0 => {}
-            _ => {
-                // A new one is begun at the end of the log, whatever it has.
-                let mut none = Pipes::default();
-                self.append_alone(Body::ResyncBegin, rules, &mut none, history);
-                self.resync = Resync::Running(0);
-            }
         }
     }
 }
