@@ -9,8 +9,12 @@ use mirrorfs_net::store::{LunHello, MirrorImage, MirrorLabel, MirrorStore, Store
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+/// Bytes applied behind which writing them out is started: few enough that a sync finds little left, and enough that the call,
+/// and a block that is soon written again, cost nothing.
+const WRITEBACK_BYTES: u64 = 1 << 20;
 /// Time that an older session's images may take to be let go of.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 
@@ -64,7 +68,7 @@ impl MirrorStore for DirectoryStore {
             log::info!("{}: following the primary to {} bytes", path.display(), lun.size_bytes);
             image.resize_mirror(lun.size_bytes).map_err(|error| refusal(&path, error))?;
         }
-        Ok(Arc::new(Mirror { backing: image.backing(), image: Some(image) }))
+        Ok(Arc::new(Mirror { backing: image.backing(), unstarted: AtomicU64::new(0), image: Some(image) }))
     }
 }
 
@@ -84,6 +88,8 @@ fn judge(path: &Path, label: &Label, lun: &LunHello) -> Result<(), StoreRefusal>
 /// An open mirror image; closed, with its digest noted, when the session lets go of it.
 struct Mirror {
     backing: Arc<FileBacking>,
+    /// Bytes applied since writing out was started.
+    unstarted: AtomicU64,
     /// `None` only while being dropped.
     image: Option<Image>,
 }
@@ -117,7 +123,13 @@ impl MirrorImage for Mirror {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.check_range(offset, bytes.len() as u64)?;
         self.backing.write_at(offset, bytes)?;
-        self.backing.start_writeback(offset, bytes.len() as u64);
+        let length = bytes.len() as u64;
+        if length >= WRITEBACK_BYTES / 4 {
+            self.backing.start_writeback(offset, length);
+        } else if self.unstarted.fetch_add(length, Ordering::Relaxed) + length >= WRITEBACK_BYTES {
+            self.unstarted.store(0, Ordering::Relaxed);
+            self.backing.start_writeback(0, self.backing.size_bytes());
+        }
         Ok(())
     }
 

@@ -239,3 +239,7 @@ impl Lane {
         *self.sender.lock() = None;
     }
 }
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;

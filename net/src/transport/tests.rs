@@ -216,3 +216,70 @@ fn a_replayed_or_damaged_stream_yields_no_byte() {
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
     assert_eq!(receiver.read(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::InvalidData);
 }
+
+/// What is held back blocks nobody: a socket that takes no more keeps the rest in the sender, and a flush brings it.
+fn held_back_bytes_come_whole(security: Security) {
+    let (a, b) = pair(security.clone(), security);
+    let (mut sender, _receiver) = a.unwrap().split();
+    let (_sender, mut receiver) = b.unwrap().split();
+    let part = bytes(Sender::HELD_BACK_MAX / 3, 5);
+    let mut given = 0;
+    loop {
+        sender.hold_back(true);
+        for _ in 0..3 {
+            sender.send(&[&part]).unwrap();
+            given += 1;
+        }
+        sender.hold_back(false);
+        if !sender.flush_now().unwrap() {
+            break;
+        }
+        assert!(!sender.has_unsent());
+        assert!(given * part.len() < 64 << 20, "a socket that nobody reads takes all of it");
+    }
+    assert!(sender.has_unsent());
+    let reading = thread::spawn(move || {
+        for _ in 0..given {
+            let mut got = vec![0; part.len()];
+            receiver.read_exact(&mut got).unwrap();
+            assert!(got == part, "bytes differ");
+        }
+        assert!(!receiver.poll_readable().unwrap(), "nothing more");
+    });
+    sender.flush().unwrap();
+    assert!(!sender.has_unsent());
+    reading.join().unwrap();
+}
+
+#[test]
+fn held_back_bytes_come_whole_plain() {
+    held_back_bytes_come_whole(Security::None);
+}
+
+#[test]
+fn held_back_bytes_come_whole_encrypted() {
+    held_back_bytes_come_whole(key(3));
+}
+
+#[test]
+fn asking_finds_bytes_and_the_end_without_waiting() {
+    let (a, b) = pair(key(1), key(1));
+    let (mut sender, _receiver) = a.unwrap().split();
+    let (other, mut receiver) = b.unwrap().split();
+    assert!(!receiver.poll_readable().unwrap());
+    sender.send(&[b"word"]).unwrap();
+    sender.flush().unwrap();
+    while !receiver.poll_readable().unwrap() {
+        thread::yield_now();
+    }
+    let mut word = [0; 4];
+    receiver.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"word");
+    assert!(!receiver.poll_readable().unwrap());
+    sender.closer().shutdown();
+    while !receiver.poll_readable().unwrap() {
+        thread::yield_now();
+    }
+    assert_eq!(receiver.read(&mut word).unwrap(), 0);
+    drop(other);
+}
