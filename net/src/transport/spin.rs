@@ -9,7 +9,11 @@ use std::io;
 use std::time::{Duration, Instant};
 
 /// How long to ask before sleeping: some round trips on a fast network, far below what anybody would notice as load.
-const ASK: Duration = Duration::from_micros(60);
+const ASK: Duration = Duration::from_micros(150);
+/// A turn given away for longer than this was taken by somebody else's work: the processor has no time for asking.
+const BUSY: Duration = Duration::from_micros(200);
+/// Waits that are slept through after that, before asking is tried again.
+const BUSY_REST: u32 = 256;
 /// Times in a row that asking may be in vain before it is given up until bytes come quickly again.
 const VAIN_MAX: u32 = 4;
 
@@ -18,6 +22,8 @@ const VAIN_MAX: u32 = 4;
 pub(crate) struct Spin {
     /// Times in a row that asking was in vain.
     vain: u32,
+    /// Waits still to be slept through on a busy processor.
+    rest: u32,
     slept_at: Option<Instant>,
 }
 
@@ -30,6 +36,10 @@ impl Spin {
         if receiver.has_buffered() {
             return Ok(true);
         }
+        if self.rest > 0 {
+            self.rest -= 1;
+            return Ok(false);
+        }
         let begun = Instant::now();
         if let Some(slept_at) = self.slept_at.take()
             && begun.duration_since(slept_at) < 2 * ASK
@@ -37,15 +47,22 @@ impl Spin {
             self.vain = self.vain.min(VAIN_MAX - 1);
         }
         if self.vain < VAIN_MAX {
+            let mut now = begun;
             loop {
                 if receiver.poll_readable()? {
                     self.vain = 0;
                     return Ok(true);
                 }
-                if begun.elapsed() >= ASK {
+                if now.duration_since(begun) >= ASK {
                     break;
                 }
                 std::thread::yield_now();
+                let back = Instant::now();
+                if back.duration_since(now) >= BUSY {
+                    self.rest = BUSY_REST;
+                    break;
+                }
+                now = back;
             }
             self.vain += 1;
         }
