@@ -51,6 +51,8 @@ pub(super) fn run(session: &Arc<Session>) {
         }
     }
     log.set_pump(None);
+    // Nothing follows a goodbye, from a pump under way neither.
+    let _router = session.router.lock();
     for lane in &session.lanes {
         lane.push(Item::Goodbye);
     }

@@ -173,6 +173,9 @@ impl Session {
                 log::error!("thread {name} panicked");
             }
         }
+        // A pump, on whatever thread, has left the log alone before another session begins to read it: what it took then would
+        // go nowhere. Later ones find that this session is over.
+        drop(self.router.lock());
         if std::mem::take(&mut self.state.lock().log_began) {
             self.shared.log.end_session();
         }
