@@ -16,6 +16,8 @@ mod spill;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_drain;
+#[cfg(test)]
 mod tests_model;
 #[cfg(test)]
 mod tests_queue;
