@@ -11,6 +11,7 @@ mod lifecycle;
 mod namespaces;
 mod outage;
 mod programs;
+mod protocol;
 mod refusals;
 mod support;
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     }
     let missing = claims::missing();
     assert!(missing.is_empty(), "claims without a test of their own: {missing:?}");
-    let themes: [(&str, &[Case]); 8] = [
+    let themes: [(&str, &[Case]); 9] = [
         ("claims", claims::CASES),
         ("commands", commands::CASES),
         ("crash", crash::CASES),
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         ("lifecycle", lifecycle::CASES),
         ("outage", outage::CASES),
         ("programs", programs::CASES),
+        ("protocol", protocol::CASES),
         ("refusals", refusals::CASES),
     ];
     let mut trials: Vec<Trial> = themes

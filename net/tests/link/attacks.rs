@@ -8,6 +8,7 @@ use mirrorfs_net::link::Link;
 use mirrorfs_net::peer::PeerServer;
 use mirrorfs_net::status::LinkState;
 use mirrorfs_net::transport::{self, TransportOptions};
+use mirrorfs_net::wire::Begin;
 use mirrorfs_net::wire::codec::{CONTROL_HEADER_BYTES, CONTROL_MAGIC, encode_control};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -151,7 +152,8 @@ fn oversized_and_truncated_frames_end_their_own_connection_only() {
         let (mut connection, welcome) = greet(running.addr(), 100 + number as u128, 0, 1, "stranger");
         assert!(welcome.is_some(), "it is let in");
         let (sender, _) = connection.halves();
-        sender.send(&[junk]).unwrap();
+        let begin = encode_control(&Begin { gather: Vec::new() }).unwrap();
+        sender.send(&[&begin, junk]).unwrap();
         sender.flush().unwrap();
         connection.closer().shutdown();
         let ended = || {

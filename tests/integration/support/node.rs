@@ -292,7 +292,14 @@ impl Pair {
     /// `mirrorfs umount`, and the end of the process.
     #[track_caller]
     pub(crate) fn umount(&mut self) {
-        self.command_ok(&["umount", &self.mnt().display().to_string()]);
+        self.umount_with(&[]);
+    }
+
+    /// As [`Self::umount`], with more arguments.
+    #[track_caller]
+    pub(crate) fn umount_with(&mut self, arguments: &[&str]) {
+        let mnt = self.mnt().display().to_string();
+        self.command_ok(&[&["umount", &mnt], arguments].concat());
         if let Some(mut child) = self.mount.take() {
             let status = child.wait().expect("the mount's process");
             assert!(status.success(), "the mount's process ended with {status}:\n{}", self.mount_log());
