@@ -54,7 +54,7 @@ fn synchronous_mode_answers_when_the_mirror_has_it() {
 }
 
 fn any_number_of_connections_mirrors() {
-    for workers in ["1", "3", "16"] {
+    for workers in ["1", "4", "64"] {
         let mut pair = Pair::start(Setup::with(&["--workers", workers]));
         pair.wait_for_verdict("in-sync");
         let status = pair.status();

@@ -8,23 +8,32 @@ mod crash;
 mod faults;
 mod images;
 mod lifecycle;
+mod namespaces;
 mod outage;
 mod programs;
+mod protocol;
 mod refusals;
 mod support;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 
 /// A test by name.
 pub(crate) type Case = (&'static str, fn());
 
-fn main() {
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some("--matrix") {
+        return faults::matrix::main(words);
+    }
     let arguments = Arguments::from_args();
     let lacking = support::machine::lacking();
     if let Some(why) = &lacking {
         eprintln!("All whole-system tests are SKIPPED: {why}");
+    } else if let Some(why) = support::namespace::lacking_namespaces() {
+        eprintln!("Tests in network namespaces are SKIPPED: {why}");
     }
     let missing = claims::missing();
     assert!(missing.is_empty(), "claims without a test of their own: {missing:?}");
@@ -32,14 +41,14 @@ fn main() {
         ("claims", claims::CASES),
         ("commands", commands::CASES),
         ("crash", crash::CASES),
-        ("faults", faults::CASES),
         ("images", images::CASES),
         ("lifecycle", lifecycle::CASES),
         ("outage", outage::CASES),
         ("programs", programs::CASES),
+        ("protocol", protocol::CASES),
         ("refusals", refusals::CASES),
     ];
-    let trials = themes
+    let mut trials: Vec<Trial> = themes
         .iter()
         .flat_map(|(theme, cases)| cases.iter().map(move |(name, run)| (format!("{theme}::{name}"), *run)))
         .map(|(name, run)| {
@@ -52,13 +61,15 @@ fn main() {
             Trial::test(name, run).with_ignored_flag(lacking.is_some())
         })
         .collect();
+    trials.extend(faults::trials(lacking.is_some()));
+    trials.extend(namespaces::trials(lacking.is_some()));
     let conclusion = libtest_mimic::run(&arguments, trials);
     claims::print_table();
-    conclusion.exit();
+    conclusion.exit_code()
 }
 
 /// A panic is a failure of that test; its values have been dropped, which cleans up, before the next one.
-fn guarded(run: fn()) -> Result<(), Failed> {
+pub(crate) fn guarded(run: impl FnOnce()) -> Result<(), Failed> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| Failed::from(panic_text(&*panic)))
 }
 

@@ -121,9 +121,14 @@ impl Server {
         }
     }
 
-    /// As [`Self::inode`], for an operation that changes something: the directory of the LUNs is read-only.
+    /// As [`Self::inode`], for an operation that changes something: the directory of the LUNs is read-only, and in
+    /// synchronous mode so is a LUN whose mirror is away where the policy says that.
     pub(crate) fn changeable(&self, ino: u64) -> Result<(usize, InodeNo)> {
-        self.inode(ino, libc::EROFS)
+        let (lun, number) = self.inode(ino, libc::EROFS)?;
+        if self.mode == Mode::Sync && self.luns[lun].lun.refuses_changes() {
+            return Err(FsError::Errno(libc::EROFS));
+        }
+        Ok((lun, number))
     }
 
     pub(crate) fn fs(&self, lun: usize) -> &Ext4 {

@@ -355,6 +355,12 @@ impl Lun {
         }
     }
 
+    /// See [`MirrorLog::refuses_changes`].
+    #[must_use]
+    pub fn refuses_changes(&self) -> bool {
+        self.mirror.as_ref().is_some_and(|mirror| mirror.log.refuses_changes())
+    }
+
     /// What the mirror log reads regions through. It does not keep the LUN alive: the LUN keeps the log.
     #[must_use]
     pub fn region_source(self: &Arc<Self>) -> Arc<dyn RegionSource> {

@@ -16,6 +16,8 @@ mod spill;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_drain;
+#[cfg(test)]
 mod tests_model;
 #[cfg(test)]
 mod tests_queue;
@@ -220,6 +222,12 @@ impl MirrorLog {
     /// See [`Self::set_eager`].
     pub fn is_eager(&self) -> bool {
         self.shared.eager.load(Ordering::Relaxed)
+    }
+    /// Whether the peer is away and the policy is `readonly`: what would change something fails before it does.
+    #[must_use]
+    pub fn refuses_changes(&self) -> bool {
+        let core = self.shared.core.lock();
+        !core.live && core.waiters.policy == Some(OnOutage::Readonly)
     }
     /// Gives the log the images to read for a resync. Called once, before the first session.
     pub fn set_region_source(&self, lun: LunId, source: Arc<dyn RegionSource>) {

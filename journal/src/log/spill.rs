@@ -17,8 +17,11 @@ use std::time::Duration;
 const BATCH_BYTES: u64 = 8 << 20;
 const BATCH_RECORDS: usize = 8192;
 const TICK: Duration = Duration::from_millis(200);
-/// Retired bytes at the head of the first segment that are worth a hole.
-const PUNCH_BYTES: u64 = 8 << 20;
+/// Retired bytes at the head of the first segment that are worth a hole, which costs a sync: a share of what waits, so that
+/// the queue's files never take much more than that.
+const PUNCH_SHARE: u64 = 64;
+const PUNCH_BYTES_MIN: u64 = 1 << 20;
+const PUNCH_BYTES_MAX: u64 = 8 << 20;
 
 /// What the spiller does next.
 pub(crate) struct Plan {
@@ -314,9 +317,10 @@ fn tidy_up(shared: &Shared, index: &mut Index) {
             }
             let garbage = std::mem::take(&mut core.garbage);
             let cut_after = core.cut_after.take();
+            let worth = (core.disk.bytes / PUNCH_SHARE).clamp(PUNCH_BYTES_MIN, PUNCH_BYTES_MAX);
             let punch = core.disk.segments.values_mut().next().and_then(|segment| {
                 let drained = segment.start - RECORDS_START;
-                (drained >= segment.punched + PUNCH_BYTES).then(|| {
+                (drained >= segment.punched + worth).then(|| {
                     segment.punched = drained;
                     (Arc::clone(&segment.file), segment.start)
                 })

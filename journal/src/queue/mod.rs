@@ -5,3 +5,5 @@ pub(crate) mod disk;
 pub(crate) mod index;
 pub(crate) mod recovery;
 pub(crate) mod segment;
+#[cfg(test)]
+mod tests;

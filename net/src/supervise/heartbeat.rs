@@ -91,6 +91,9 @@ pub struct HeartbeatStats {
 
 /// Shortest interval under loss.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// The shorter interval is kept so long after the last report of loss: now and then all of a report's beats arrive on a
+/// lossy network too, and at the longer interval few losses in a row would pass for an interruption.
+const LOSS_MEMORY: Duration = Duration::from_secs(30);
 /// Candidates kept: each costs one datagram a beat.
 const CANDIDATES_MAX: usize = 8;
 /// Superseded boots remembered, so that what was recorded of them is not even a candidate.
@@ -112,6 +115,8 @@ pub struct HeartbeatLogic {
     counter: u64,
     beat: u32,
     interval: Duration,
+    /// When the other side last reported loss.
+    lossy_at: Option<Now>,
     due: Now,
     /// Our last datagrams; counters are consecutive.
     sent: VecDeque<Sent>,
@@ -185,6 +190,7 @@ impl HeartbeatLogic {
             counter: 0,
             beat: 0,
             interval: config.times.heartbeat_interval,
+            lossy_at: None,
             due: Now::default(),
             sent: VecDeque::new(),
             last_accepted: None,
@@ -369,14 +375,14 @@ impl HeartbeatLogic {
 
     fn adapt_interval(&mut self, now: Now) {
         let set = self.config.times.heartbeat_interval;
-        let lossy = self.alive(now) && self.remote.as_ref().is_some_and(|remote| remote.reported_loss > 0);
-        self.interval = if lossy {
-            (self.interval / 2).max(INTERVAL_MIN.min(set))
-        } else if self.alive(now) {
-            (self.interval * 2).min(set)
-        } else {
-            set
-        };
+        if !self.alive(now) {
+            self.interval = set;
+        } else if self.remote.as_ref().is_some_and(|remote| remote.reported_loss > 0) {
+            self.lossy_at = Some(now);
+            self.interval = (self.interval / 2).max(INTERVAL_MIN.min(set));
+        } else if self.lossy_at.is_none_or(|at| now.since(at) > LOSS_MEMORY) {
+            self.interval = (self.interval * 2).min(set);
+        }
     }
 
     fn send(

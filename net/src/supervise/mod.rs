@@ -5,6 +5,8 @@
 //! that got through, in either direction: by the silence itself, or by the other side's marks.
 
 mod datagram;
+#[cfg(test)]
+mod false_cuts;
 pub mod heartbeat;
 pub mod link_state;
 mod now;

@@ -34,14 +34,14 @@ impl Random {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Faults {
-    drop_percent: u64,
-    duplicate_percent: u64,
-    delay_max_us: u64,
+pub(super) struct Faults {
+    pub(super) drop_percent: u64,
+    pub(super) duplicate_percent: u64,
+    pub(super) delay_max_us: u64,
     /// Chance, for each datagram delivered, of one forged, damaged, reflected or replayed.
-    attack_percent: u64,
+    pub(super) attack_percent: u64,
     /// By sending side.
-    cut: [bool; 2],
+    pub(super) cut: [bool; 2],
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -50,9 +50,9 @@ enum What {
     Deliver(usize, Bytes),
 }
 
-struct Link {
+pub(super) struct Link {
     random: Random,
-    now: Now,
+    pub(super) now: Now,
     order: u64,
     events: BinaryHeap<Reverse<(Now, u64, What)>>,
     faults: Faults,
@@ -68,6 +68,9 @@ struct Link {
     steps: u64,
     attacks: u64,
     datagrams: u64,
+    /// By side: when the last heartbeat was accepted, and how often which silence came before one, by hundredths of a second.
+    accepted_at: [Option<Now>; 2],
+    pub(super) silences: [Vec<u64>; 2],
 }
 
 fn addr(side: usize) -> SocketAddr {
@@ -95,7 +98,7 @@ fn logic(side: usize, times: Times, boot_id: u64) -> HeartbeatLogic {
 }
 
 impl Link {
-    fn new(times: Times, faults: Faults, seed: u64) -> Self {
+    pub(super) fn new(times: Times, faults: Faults, seed: u64) -> Self {
         let array = || ConnectionArray::new(ELEMENTS, times.heartbeat_timeout).unwrap();
         let mut link = Self {
             random: Random(seed | 1),
@@ -113,6 +116,8 @@ impl Link {
             steps: 0,
             attacks: 0,
             datagrams: 0,
+            accepted_at: [None; 2],
+            silences: Default::default(),
         };
         link.at(Now::default(), What::Tick(LOCAL));
         link.at(Now(Duration::from_millis(7)), What::Tick(MIRROR));
@@ -144,7 +149,7 @@ impl Link {
         }
     }
 
-    fn run_until(&mut self, end: Now) {
+    pub(super) fn run_until(&mut self, end: Now) {
         while self.events.peek().is_some_and(|Reverse((time, ..))| *time <= end) {
             self.step();
         }
@@ -195,6 +200,7 @@ impl Link {
         let marks = match verdict {
             Verdict::Accepted { marks, new_boot, .. } => {
                 self.arrays[side].heard_all(self.now);
+                self.note_silence(side);
                 if side == LOCAL {
                     self.event(Event::Heartbeat { new_boot });
                 }
@@ -205,6 +211,15 @@ impl Link {
         };
         let copied = self.arrays[side].apply_marks(marks.session, marks.bits);
         self.marked(side, copied);
+    }
+
+    fn note_silence(&mut self, side: usize) {
+        if let Some(last) = self.accepted_at[side].replace(self.now) {
+            let hundredths = (self.now.since(last).as_millis() / 10) as usize;
+            let silences = &mut self.silences[side];
+            silences.resize(silences.len().max(hundredths + 1), 0);
+            silences[hundredths] += 1;
+        }
     }
 
     fn marked(&mut self, side: usize, bits: u64) {
@@ -317,9 +332,14 @@ fn the_interval_follows_the_loss() {
     let lossy = link.datagrams - before;
     assert!((360..=410).contains(&lossy), "{lossy}");
     link.faults.drop_percent = 0;
-    link.run_until(Now(Duration::from_secs(130)));
+    // It is remembered for half a minute.
+    link.run_until(Now(Duration::from_secs(140)));
     let before = link.datagrams;
-    link.run_until(Now(Duration::from_secs(230)));
+    link.run_until(Now(Duration::from_secs(145)));
+    assert!(link.datagrams - before > 150, "{}", link.datagrams - before);
+    link.run_until(Now(Duration::from_secs(155)));
+    let before = link.datagrams;
+    link.run_until(Now(Duration::from_secs(255)));
     let quiet = link.datagrams - before;
     assert!((780..=810).contains(&quiet), "{quiet}");
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed expectation in a test is a failed test")]
 #![allow(missing_docs, reason = "tests")]
 
+mod attacks;
 mod faults;
 mod proxy;
 mod security;

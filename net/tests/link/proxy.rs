@@ -18,6 +18,8 @@ pub(crate) struct State {
     /// Flip a bit in the next large piece of data, once.
     pub(crate) damage: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
+    /// All bytes of the primary on each connection so far, for replaying.
+    pub(crate) said: Mutex<Vec<Arc<Mutex<Vec<u8>>>>>,
     /// The last datagram of the primary, for replaying.
     pub(crate) seen: Mutex<Vec<Vec<u8>>>,
 }
@@ -95,9 +97,12 @@ impl Proxy {
                         stream.set_nodelay(true).unwrap();
                         state.streams.lock().unwrap().push(stream.try_clone().unwrap());
                     }
-                    for (from, to) in [(down.try_clone().unwrap(), up.try_clone().unwrap()), (up, down)] {
+                    let said = Arc::<Mutex<Vec<u8>>>::default();
+                    state.said.lock().unwrap().push(said.clone());
+                    let upwards = (down.try_clone().unwrap(), up.try_clone().unwrap(), Some(said));
+                    for (from, to, said) in [upwards, (up, down, None)] {
                         let state = state.clone();
-                        copies.push(std::thread::spawn(move || copy(&state, from, to)));
+                        copies.push(std::thread::spawn(move || copy(&state, from, to, said.as_deref())));
                     }
                 }
                 for stream in state.streams.lock().unwrap().iter() {
@@ -128,11 +133,14 @@ impl Proxy {
     }
 }
 
-fn copy(state: &State, mut from: TcpStream, mut to: TcpStream) {
+fn copy(state: &State, mut from: TcpStream, mut to: TcpStream, said: Option<&Mutex<Vec<u8>>>) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         while state.hold_tcp.load(Ordering::Relaxed) && !state.stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(said) = said {
+            said.lock().unwrap().extend_from_slice(&buffer[..length]);
         }
         if length > 32 << 10 && state.damage.swap(false, Ordering::Relaxed) {
             buffer[length - 1] ^= 4;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-fn key(byte: u8) -> Security {
+pub(crate) fn key(byte: u8) -> Security {
     Security::Key(Key([byte; 32]))
 }
 
@@ -57,6 +57,25 @@ fn wrong_key_is_named_and_nothing_is_applied() {
 }
 
 #[test]
+fn key_on_one_side_only_is_named_and_nothing_is_applied() {
+    for (ours, theirs) in [(key(1), Security::None), (Security::None, key(1))] {
+        let (primary, store) = (Primary::new(), Arc::new(Store::default()));
+        let peer = peer_at("127.0.0.1:0".parse().unwrap(), &store, &theirs);
+        let mut config = link_config(peer.listen_addr(), 4);
+        config.security = ours;
+        let link = Link::start(config, Arc::clone(&primary.log)).unwrap();
+        primary.write_some(10);
+        primary.barrier();
+        wait_for("the reason", || link.status().reason.contains("key"));
+        assert_eq!(link.status().state, LinkState::Down);
+        assert!(store.is_empty());
+        assert!(peer.status().refused.handshakes_failed > 0, "{:?}", peer.status());
+        link.stop();
+        peer.stop();
+    }
+}
+
+#[test]
 fn forged_and_replayed_datagrams_do_nothing() {
     let (primary, store) = (Primary::new(), Arc::new(Store::default()));
     let peer = peer(&store);
@@ -88,7 +107,7 @@ fn forged_and_replayed_datagrams_do_nothing() {
     peer.stop();
 }
 
-fn greet(
+pub(crate) fn greet(
     addr: SocketAddr,
     session: u128,
     index: u16,

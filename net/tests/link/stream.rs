@@ -51,6 +51,11 @@ fn mirror_equals_primary_with_16_connections() {
 }
 
 #[test]
+fn mirror_equals_primary_with_64_connections() {
+    stream(64);
+}
+
+#[test]
 fn peer_that_was_away_gets_what_it_missed() {
     let (primary, store) = (Primary::new(), Arc::new(Store::default()));
     let first = peer(&store);

@@ -2,6 +2,7 @@
 
 pub(crate) mod judge;
 pub(crate) mod machine;
+pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod processes;
 pub(crate) mod proxy;

@@ -35,7 +35,20 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// The program under test, with a list of known mounts of its own.
 pub(crate) fn mirrorfs(root: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mirrorfs"));
+    mirrorfs_in(root, &[])
+}
+
+/// As [`mirrorfs`], behind these words.
+fn mirrorfs_in(root: &Path, enter: &[String]) -> Command {
+    let program = env!("CARGO_BIN_EXE_mirrorfs");
+    let mut command = match enter {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = tool(first);
+            command.args(rest).arg(program);
+            command
+        }
+    };
     command.env("MIRRORFS_STATE_ROOT", root.join("root")).env_remove("RUST_LOG").stdin(Stdio::null());
     command
 }
@@ -69,6 +82,13 @@ pub(crate) struct Pair {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) setup: Setup,
     pub(crate) port: u16,
+    /// Address that the peer listens on.
+    pub(crate) listen: String,
+    /// Arguments of the peer for its protection.
+    pub(crate) peer_protection: Vec<String>,
+    /// Words before the command lines of mount and peer: another namespace.
+    pub(crate) mount_enter: Vec<String>,
+    pub(crate) peer_enter: Vec<String>,
     mount: Option<Child>,
     peer: Option<Child>,
 }
@@ -91,7 +111,17 @@ impl Pair {
             .tempdir_in("/dev/shm")
             .expect("a directory on the RAM disk");
         std::fs::create_dir(dir.path().join("mnt")).expect("the mount point");
-        Self { dir, setup, port: free_port(), mount: None, peer: None }
+        Self {
+            dir,
+            setup,
+            port: free_port(),
+            listen: "127.0.0.1".into(),
+            peer_protection: vec!["--insecure".into()],
+            mount_enter: Vec::new(),
+            peer_enter: Vec::new(),
+            mount: None,
+            peer: None,
+        }
     }
 
     pub(crate) fn mnt(&self) -> PathBuf {
@@ -150,7 +180,7 @@ impl Pair {
     #[track_caller]
     pub(crate) fn mount(&mut self) {
         let log = self.log("mount.log");
-        let child = mirrorfs(self.dir.path())
+        let child = mirrorfs_in(self.dir.path(), &self.mount_enter)
             .args(self.mount_arguments())
             .arg("--foreground")
             .stdout(Stdio::null())
@@ -175,7 +205,8 @@ impl Pair {
     /// Starts the peer, and waits until it answers.
     #[track_caller]
     pub(crate) fn start_peer(&mut self) {
-        self.start_peer_with(&["--insecure"]);
+        let protection = self.peer_protection.clone();
+        self.start_peer_with(&protection.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
     /// As [`Self::start_peer`], with these arguments for its protection.
@@ -187,8 +218,8 @@ impl Pair {
             matches!(name, Some("--memory" | "--queue-max"))
                 || arguments.iter().any(|argument| argument.split('=').next() == name)
         };
-        let child = mirrorfs(self.dir.path())
-            .args(["peer", &format!("--listen=127.0.0.1:{}", self.port)])
+        let child = mirrorfs_in(self.dir.path(), &self.peer_enter)
+            .args(["peer", &format!("--listen={}:{}", self.listen, self.port)])
             .args(arguments)
             .arg(format!("--dir={}", self.peer_dir().display()))
             .args(QUICK.iter().filter(|quick| !given(quick)))
@@ -261,7 +292,14 @@ impl Pair {
     /// `mirrorfs umount`, and the end of the process.
     #[track_caller]
     pub(crate) fn umount(&mut self) {
-        self.command_ok(&["umount", &self.mnt().display().to_string()]);
+        self.umount_with(&[]);
+    }
+
+    /// As [`Self::umount`], with more arguments.
+    #[track_caller]
+    pub(crate) fn umount_with(&mut self, arguments: &[&str]) {
+        let mnt = self.mnt().display().to_string();
+        self.command_ok(&[&["umount", &mnt], arguments].concat());
         if let Some(mut child) = self.mount.take() {
             let status = child.wait().expect("the mount's process");
             assert!(status.success(), "the mount's process ended with {status}:\n{}", self.mount_log());

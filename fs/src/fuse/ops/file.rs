@@ -97,7 +97,12 @@ impl Server {
             call,
             reply,
             move |server, context| {
-                let (lun, number) = server.changeable(call.ino)?;
+                // A page of the cache was changed when that was allowed; where it goes no policy may refuse it.
+                let (lun, number) = if write.cached {
+                    server.inode(call.ino, libc::EROFS)?
+                } else {
+                    server.changeable(call.ino)?
+                };
                 server.drop_capability(context, call.ino, lun, number)?;
                 let (place, data) = (write.place(server.mode), write.data.clone());
                 let before = server.evictions.finished();
