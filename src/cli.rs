@@ -8,6 +8,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// How sizes and times are written, below the help of commands that take them.
+const SIZES_AND_TIMES: &str = "SIZE is a number of bytes, or one with K, M, G or T (powers of 1024), such as 256M or 1.5G. \
+    TIME is a number with ms, s, m or h, such as 250ms or 2s.";
+/// The same, of times alone.
+const TIMES: &str = "TIME is a number with ms, s, m or h, such as 250ms or 2s.";
+
 /// The port of peers.
 pub(crate) const DEFAULT_PORT: u16 = 7370;
 
@@ -15,14 +21,12 @@ pub(crate) const DEFAULT_PORT: u16 = 7370;
 ///
 /// `mirrorfs mount /mnt/data --peer HOST` gives programs a directory whose files live in a local ext4 image; each block
 /// written is also sent to `mirrorfs peer` on HOST, which keeps an identical image.
-///
-/// Exit codes: 0 done; 1 failed, or damage found; 2 wrong usage; 3 no such mount or state; 4 in use by another process;
-/// 5 not in the time given; 32 (as mount(8)'s helper) not mounted.
 #[derive(Debug, Parser)]
 #[command(name = "mirrorfs", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(after_long_help = ExitCode::help())]
 pub(crate) struct Cli {
     /// Log more (twice: everything); RUST_LOG has the last word
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
     /// What to do
     #[command(subcommand)]
@@ -33,8 +37,10 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve a directory from an image, mirrored to a peer
+    #[command(after_help = SIZES_AND_TIMES)]
     Mount(Box<MountArgs>),
     /// Keep mirror images for the mounts of other hosts
+    #[command(after_help = TIMES)]
     Peer(PeerArgs),
     /// End a mount
     ///
@@ -49,10 +55,11 @@ pub(crate) enum Command {
     /// Wait until everything written so far is durable on the mirror
     ///
     /// sync(2) never reaches a FUSE file system; this command and fsync(2) do.
+    #[command(after_help = TIMES)]
     Sync {
         /// The mount point
         mountpoint: PathBuf,
-        /// Give up after this time (exit code 5)
+        /// Give up after this time, with exit code 5 [default: wait until it is so]
         #[arg(long, value_name = "TIME", value_parser = parse_duration)]
         timeout: Option<Duration>,
     },
@@ -93,6 +100,11 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages: DIR/man1/mirrorfs.1 and more
+    Man {
+        /// Where to, such as /usr/local/share/man
+        dir: PathBuf,
+    },
 }
 
 /// Arguments of `mount`.
@@ -100,7 +112,7 @@ pub(crate) enum Command {
 pub(crate) struct MountArgs {
     /// The mount point: an empty directory
     pub(crate) mountpoint: PathBuf,
-    /// The peer, HOST or HOST:PORT
+    /// The peer: a name or address, with :PORT unless that is 7370
     #[arg(long, value_name = "HOST[:PORT]", required_unless_present = "local", conflicts_with = "local")]
     pub(crate) peer: Option<String>,
     /// Mirror nothing
@@ -134,7 +146,7 @@ pub(crate) struct MountArgs {
     #[command(flatten)]
     pub(crate) link: LinkArgs,
     /// Also be the peer of the other host, at this address
-    #[arg(long, value_name = "ADDR:PORT", requires = "mirror_dir")]
+    #[arg(long, value_name = "ADDR:PORT", requires = "mirror_dir", value_parser = parse_listen)]
     pub(crate) listen: Option<SocketAddr>,
     /// Where the other host's mirror images are kept
     #[arg(long, value_name = "DIR", requires = "listen")]
@@ -165,8 +177,8 @@ pub(crate) struct MountArgs {
 /// Arguments of `peer`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PeerArgs {
-    /// TCP and UDP address to listen on
-    #[arg(long, value_name = "ADDR:PORT")]
+    /// Address to listen on, TCP and UDP, such as 0.0.0.0:7370 (all of this host's)
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     pub(crate) listen: SocketAddr,
     /// Where the mirror images are kept: DIR/NODE/LUN.img
     #[arg(long, value_name = "DIR")]
@@ -257,6 +269,13 @@ pub(crate) enum JournalCommand {
         /// A mount point or a state directory; all known mounts without it
         target: Option<PathBuf>,
     },
+}
+
+/// Reads an address to listen on.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("'{text}' is not an address of this host with a port: write it like 0.0.0.0:{DEFAULT_PORT} or [::]:{DEFAULT_PORT}")
+    })
 }
 
 /// Reads the command line; prints help and usage errors itself.

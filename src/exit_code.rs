@@ -22,6 +22,23 @@ pub(crate) enum ExitCode {
 }
 
 impl ExitCode {
+    /// All of them, in words.
+    pub(crate) const MEANINGS: [(Self, &str); 7] = [
+        (Self::Success, "done"),
+        (Self::Failure, "failed, or damage found"),
+        (Self::Usage, "wrong usage"),
+        (Self::NotFound, "no such mount or state"),
+        (Self::Busy, "in use by another process"),
+        (Self::Timeout, "not in the time given"),
+        (Self::MountFailed, "(as mount(8)'s helper) not mounted"),
+    ];
+
+    /// One paragraph for `--help`.
+    pub(crate) fn help() -> String {
+        let meanings = Self::MEANINGS.map(|(code, meaning)| format!("{} {meaning}", code as u8));
+        format!("Exit codes: {}.", meanings.join("; "))
+    }
+
     /// Back from a number, as told by a child process.
     pub(crate) fn from_number(number: i32) -> Self {
         [Self::Success, Self::Usage, Self::NotFound, Self::Busy, Self::Timeout, Self::MountFailed]

@@ -81,7 +81,10 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
             let Command::Mount(mount) = cli.command else { return ExitCode::Failure };
             finish(crate::commands::mount(*mount, &arguments))
         }
-        Err(error) => crate::report(&error),
+        Err(error) => {
+            crate::report(&error);
+            ExitCode::Failure
+        }
     }
 }
 

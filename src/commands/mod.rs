@@ -2,6 +2,7 @@
 
 mod demo;
 pub(crate) mod journal;
+mod man;
 mod mount;
 mod peer;
 pub(crate) mod status;
@@ -43,6 +44,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, CliError> {
             clap_complete::generate(shell, &mut Cli::command(), "mirrorfs", &mut std::io::stdout());
             Ok(ExitCode::Success)
         }
+        Command::Man { dir } => man::write(&dir),
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn peer(arguments: &PeerArgs) -> Result<ExitCode, CliError> {
     let server = PeerServer::start(config, Arc::new(DirectoryStore::new(dir.clone()))).map_err(|error| {
         let code =
             if error.kind() == std::io::ErrorKind::AddrInUse { ExitCode::Busy } else { ExitCode::Failure };
-        CliError::new(code, format!("cannot listen on {listen}: {error}"))
+        CliError::new(code, format!("cannot be a peer: {error}"))
     })?;
     let server = Arc::new(server);
     log::info!("serving mirrors in {} on {}", dir.display(), server.listen_addr());

@@ -85,7 +85,7 @@ fn show_mount(text: &mut String, status: &StatusReply, mount: &MountStatus) {
         show_link(text, link);
     }
     if let Some(log) = &mount.log {
-        show_log(text, log);
+        show_log(text, log, status.pid.is_some());
     }
     if let Some(link) = &mount.link {
         show_elements(text, &link.elements);
@@ -146,7 +146,8 @@ fn show_link(text: &mut String, link: &LinkStatus) {
     );
 }
 
-fn show_log(text: &mut String, log: &LogStatus) {
+/// `running`: whether this is what a process says, and not only what lies on disk.
+fn show_log(text: &mut String, log: &LogStatus, running: bool) {
     line!(
         text,
         "lag",
@@ -155,6 +156,11 @@ fn show_log(text: &mut String, log: &LogStatus) {
         show_size(log.waiting_bytes),
         show_ms(log.oldest_age_ms)
     );
+    if !running {
+        let (requests, bytes) = (log.queued_requests, show_size(log.queue_disk_bytes));
+        line!(text, "queue", "{requests} requests on disk ({bytes})");
+        return;
+    }
     line!(
         text,
         "queue",
@@ -196,7 +202,8 @@ fn show_peer(text: &mut String, status: &StatusReply, peer: &PeerStatus) {
     let _ = writeln!(text, "peer at {}: {}", peer.listen, status.summary);
     for session in &peer.sessions {
         let state = if session.connected { "connected" } else { "not connected" };
-        line!(text, "node", "{}: {state}: {}", session.node, session.reason);
+        let reason = if session.reason.is_empty() { String::new() } else { format!(": {}", session.reason) };
+        line!(text, "node", "{}: {state}{reason}", session.node);
         for (name, epoch, resyncing) in &session.luns {
             let state = if *resyncing { "resyncing" } else { "consistent" };
             line!(text, "", "LUN {name}: {state}, durable epoch {epoch}");

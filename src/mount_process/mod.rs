@@ -88,8 +88,14 @@ pub(crate) fn run(
     let log = open_log(&settings, &images)?;
     let luns = open_file_systems(&settings, images, log.as_ref())?;
     let served = Arc::new(Served { luns, log, link: Mutex::new(None), peer: Mutex::new(None), settings });
-    start_network(&served)?;
-    let mounted = mount(&served)?;
+    let mounted = match start_network(&served).and_then(|()| mount(&served)) {
+        Ok(mounted) => mounted,
+        Err(error) => {
+            // Nobody has written anything: no reason to leave the images to be recovered by the next mount.
+            close(&served, Duration::ZERO)?;
+            return Err(error);
+        }
+    };
     let unmounter = mounted.unmounter();
     let handler = Arc::new(MountHandler { served: served.clone(), unmounter: unmounter.clone() });
     let control = Server::start(&served.settings.state_dir, handler.clone())?;
@@ -106,7 +112,7 @@ pub(crate) fn run(
         log::error!("a FUSE thread ended early: {error}");
     }
     log::info!("{} is unmounted", served.settings.mountpoint.display());
-    let closed = close(&served);
+    let closed = close(&served, CATCH_UP_TIMEOUT);
     drop(metrics);
     // Only now: `mirrorfs umount` waits for the socket to go.
     drop(control);
@@ -128,11 +134,22 @@ fn check_mountpoint(mountpoint: &Path) -> Result<(), CliError> {
     }
     let mut entries = std::fs::read_dir(mountpoint).context(|| format!("mount point {shown}"))?;
     if entries.next().is_some() {
+        if let Some(pid) = serving_process(mountpoint) {
+            let message =
+                format!("{shown} is already mounted, by process {pid} (mirrorfs status {shown} tells more)");
+            return Err(CliError::new(ExitCode::Busy, message));
+        }
         return Err(CliError::failure(format!(
             "mount point {shown} is not empty: its files would be hidden; use an empty directory"
         )));
     }
     Ok(())
+}
+
+/// The process that already serves this mount point.
+fn serving_process(mountpoint: &Path) -> Option<u32> {
+    let known = registry::all().ok()?.into_iter().find(|known| known.mountpoint == mountpoint)?;
+    crate::commands::status::status_of(&known.state_dir).ok()?.pid
 }
 
 fn image_error(error: &ImageError) -> CliError {
@@ -257,8 +274,7 @@ fn start_network(served: &Arc<Served>) -> Result<(), CliError> {
         let config =
             PeerConfig { listen: listen.addr, security: listen.security.clone(), times: settings.times };
         let store = Arc::new(DirectoryStore::new(dir.clone()));
-        let server =
-            PeerServer::start(config, store).context(|| format!("cannot listen on {}", listen.addr))?;
+        let server = PeerServer::start(config, store).context(|| "cannot be the other host's peer".into())?;
         *served.peer.lock() = Some(server);
     }
     Ok(())
@@ -344,7 +360,7 @@ fn remember(settings: &Settings) {
 }
 
 /// Closes everything: commit and checkpoint, a last chance for a live peer, the rest into the queue, the labels.
-fn close(served: &Served) -> Result<(), CliError> {
+fn close(served: &Served, catch_up_timeout: Duration) -> Result<(), CliError> {
     let mut failed = None;
     let mut last_epoch = None;
     for lun in &served.luns {
@@ -357,7 +373,7 @@ fn close(served: &Served) -> Result<(), CliError> {
         }
     }
     if let Some(epoch) = last_epoch {
-        wait_for_live_peer(served, epoch);
+        wait_for_live_peer(served, epoch, catch_up_timeout);
     }
     if let Some(peer) = served.peer.lock().take() {
         peer.stop();
@@ -384,11 +400,11 @@ fn close_labels(served: &Served, durable: &[(LunId, mirrorfs_journal::Epoch)]) {
 
 /// Waits until the peer has everything, as long as it is there or may be about to be: not when it has been away for longer
 /// than the heartbeat timeout.
-fn wait_for_live_peer(served: &Served, epoch: mirrorfs_journal::Epoch) {
+fn wait_for_live_peer(served: &Served, epoch: mirrorfs_journal::Epoch, timeout: Duration) {
     let Some(log) = &served.log else { return };
     let begun = Instant::now();
     let away_ms = u64::try_from(served.settings.times.heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
-    while begun.elapsed() < CATCH_UP_TIMEOUT {
+    while begun.elapsed() < timeout {
         if has_reached_mirror(log, epoch) {
             return;
         }

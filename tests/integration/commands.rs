@@ -3,13 +3,14 @@
 use crate::Case;
 use crate::support::machine::tool;
 use crate::support::node::is_mounted;
-use crate::support::{Pair, Setup, assert_identical, mirrorfs, wait_until};
+use crate::support::{Pair, Setup, assert_identical, e2fsck_clean, mirrorfs, wait_until};
 use std::fs;
 
 pub(crate) const CASES: &[Case] = &[
     ("the_demo_plays_to_its_end_and_cleans_up", the_demo),
     ("an_interrupted_demo_cleans_up", an_interrupted_demo),
     ("mount_goes_to_the_background_and_umount8_ends_it", background),
+    ("a_mount_that_fails_leaves_its_image_closed", failed_mount),
     ("mount8_and_remount_work_through_the_helper", mount_helper),
     ("status_speaks_of_mount_peer_and_directories", status),
     ("metrics_are_served_by_mount_and_peer", metrics),
@@ -60,6 +61,9 @@ fn background() {
     let output = pair.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(is_mounted(&pair.mnt()), "it returns once the mount is there");
+    let again = pair.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(4) && text.contains("is already mounted, by process"), "{text}");
     fs::write(pair.mnt().join("file"), b"x").expect("writing");
     pair.sync();
     let pid = pair.status()["pid"].as_u64().expect("a pid");
@@ -67,6 +71,26 @@ fn background() {
     wait_until("the process to end", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
     assert_identical(&pair.image(), &pair.mirror());
     assert!(fs::read_to_string(pair.state().join("mirrorfs.log")).expect("its log").contains("unmounted"));
+}
+
+/// A mount whose last steps failed left its image as after a crash: the next one had it recovered, and sent regions again.
+fn failed_mount() {
+    let mut pair = Pair::prepare(Setup { peer: false, ..Setup::default() });
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    pair.setup.mount = vec![
+        format!("--listen={}", taken.local_addr().expect("an address")),
+        format!("--mirror-dir={}", pair.peer_dir().display()),
+    ];
+    let arguments = pair.mount_arguments();
+    let failed = pair.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(
+        !failed.status.success() && text.contains("in use") && !text.contains("without being closed"),
+        "{text}"
+    );
+    assert!(!is_mounted(&pair.mnt()));
+    let status = pair.command_ok(&["status", &pair.state().display().to_string()]);
+    assert!(status.contains("primary, closed cleanly"), "{status}");
 }
 
 fn mount_helper() {
@@ -184,7 +208,9 @@ fn completions_and_help() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(pair.command_ok(&["completions", shell]).contains("mirrorfs"));
     }
-    for command in ["mount", "peer", "umount", "sync", "status", "journal", "on-outage", "keygen", "demo"] {
+    for command in
+        ["mount", "peer", "umount", "sync", "status", "journal", "on-outage", "keygen", "demo", "man"]
+    {
         let text = pair.command_ok(&[command, "--help"]);
         assert!(text.contains("Usage:"), "{command}: {text}");
     }
@@ -193,7 +219,8 @@ fn completions_and_help() {
 
 fn an_ordinary_user() {
     // A device node that nobody may open, a private one that he may: as on machines where /dev/fuse is open to users.
-    let pair = Pair::prepare(Setup { peer: false, ..Setup::default() });
+    let mut pair = Pair::prepare(Setup::default());
+    pair.start_peer();
     let base = pair.dir.path();
     std::os::unix::fs::chown(base, Some(65534), Some(65534)).expect("chown");
     std::os::unix::fs::chown(pair.mnt(), Some(65534), Some(65534)).expect("chown");
@@ -202,8 +229,10 @@ fn an_ordinary_user() {
     let script = format!(
         "mkdir {base}/dev && mount -t tmpfs -o dev tmpfs {base}/dev && mknod -m 666 {base}/dev/fuse c 10 229 && \
          mount --bind {base}/dev/fuse /dev/fuse && setpriv --reuid=65534 --regid=65534 --clear-groups env HOME={base} MIRRORFS_STATE_ROOT={base}/root sh -ec '\
-         {program} mount {mnt} --local --size 64M --state-dir {base}/state; \
-         echo hello > {mnt}/file; cat {mnt}/file; {program} umount {mnt}'",
+         {program} mount {mnt} --peer 127.0.0.1:{port} --node node-a --size 64M --state-dir {base}/state; \
+         echo hello > {mnt}/file; cat {mnt}/file; {program} sync --timeout 60s {mnt}; {program} status {mnt}; \
+         {program} umount {mnt}'",
+        port = pair.port,
         base = base.display(),
         program = program.display(),
         mnt = pair.mnt().display()
@@ -211,5 +240,7 @@ fn an_ordinary_user() {
     let output = tool("unshare").args(["-m", "sh", "-ec", &script]).output().expect("unshare runs");
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("hello"), "{text}");
+    assert!(output.status.success() && text.contains("hello") && text.contains(": in sync"), "{text}");
+    assert_identical(&pair.image(), &pair.mirror());
+    e2fsck_clean(&pair.mirror());
 }

@@ -52,13 +52,18 @@ fn main() -> ExitCode {
         .iter()
         .flat_map(|(theme, cases)| cases.iter().map(move |(name, run)| (format!("{theme}::{name}"), *run)))
         .map(|(name, run)| {
+            let why = programs::lacking(name.trim_start_matches("programs::"));
+            if let (None, Some(why)) = (&lacking, &why) {
+                eprintln!("{name} is SKIPPED: {why}");
+            }
+            let ignored = lacking.is_some() || why.is_some();
             let noted = name.clone();
             let run = move || {
                 let outcome = guarded(run);
                 claims::note(&noted, outcome.is_ok());
                 outcome
             };
-            Trial::test(name, run).with_ignored_flag(lacking.is_some())
+            Trial::test(name, run).with_ignored_flag(ignored)
         })
         .collect();
     trials.extend(faults::trials(lacking.is_some()));

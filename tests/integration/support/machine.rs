@@ -12,7 +12,7 @@ pub(crate) fn lacking() -> Option<String> {
     if std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_err() {
         return Some("/dev/fuse can't be opened".into());
     }
-    ["mke2fs", "e2fsck", "debugfs", "fusermount3", "sqlite3", "rsync", "git", "gcc", "losetup"]
+    ["mke2fs", "e2fsck", "debugfs", "fusermount3", "sqlite3", "rsync", "git", "gcc", "make", "losetup"]
         .into_iter()
         .find(|tool| !has_tool(tool))
         .map(|tool| format!("{tool} is not installed"))
