@@ -9,6 +9,7 @@
 
 use super::Ext4;
 use super::cache::{BlockData, Unwritten};
+use super::defect::Defect;
 use super::error::{FsError, Result};
 use super::jbd2::Log;
 use super::superblock::SUPERBLOCK_BYTES;
@@ -465,8 +466,13 @@ impl Committer {
             answer_all(closed.flush_waiters, &Err(FsError::Latched("dropped without being closed".into())));
             return Ok(());
         }
-        let written = self.log.write_transaction(&blocks, &closed.revoked);
-        let flushed = written.and_then(|()| self.flush());
+        let planted = self.log.planted;
+        let revoked: &[u64] = if planted.has(Defect::DroppedRevoke) { &[] } else { &closed.revoked };
+        let written = self.log.write_transaction(&blocks, revoked);
+        let flushed = match planted.has(Defect::EarlyCommitRecord) {
+            true => written.map(|()| self.epoch),
+            false => written.and_then(|()| self.flush()),
+        };
         answer_all(closed.flush_waiters, &flushed);
         flushed?;
         if self.abandoned() {
