@@ -35,7 +35,7 @@ use crate::image::recorder::Event;
 use record::{Form, Plan, record};
 use states::{Limits, Tally, judge_all};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// As mke2fs makes images today.
 const FORM_4K: Form = Form {
@@ -62,7 +62,8 @@ const FORMS: [Form; 3] = [FORM_1K, FORM_2K, FORM_4K];
 const STATES: usize = 1_000;
 /// States of each barrier, at most: few in the short run, so that it has barriers of all kinds.
 const STATES_PER_BARRIER: (usize, usize) = (4, 16);
-const PLAN: Plan = Plan { threads: 3, operations: 70, storms: 1 };
+const PLAN: Plan =
+    Plan { threads: 3, operations: 70, storms: 1, sweeps: 4, sync_time: Duration::from_micros(150) };
 
 fn number_from(variable: &str, otherwise: usize) -> usize {
     match std::env::var(variable) {

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 const IMAGE_BYTES: u64 = 32 << 20;
 /// Blocks of the journal: the fewest that mke2fs makes.
 const JOURNAL_BLOCKS: usize = 1024;
-/// What a sync takes. Others write meanwhile.
-const SYNC_TIME: Duration = Duration::from_micros(150);
+/// Files whose attributes change in a sweep, of all threads.
+const SWEPT_FILES: usize = 67;
 /// Longest wait for a discard.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The journal's magic number.
@@ -45,6 +45,10 @@ pub(super) struct Plan {
     pub(super) operations: usize,
     /// Storms of each thread after these.
     pub(super) storms: usize,
+    /// Rounds of each thread's sweep after these.
+    pub(super) sweeps: usize,
+    /// What a sync takes. Others write meanwhile.
+    pub(super) sync_time: Duration,
 }
 
 /// What was done, and what reached the image.
@@ -127,7 +131,7 @@ pub(super) fn directory_name(thread: usize) -> Vec<u8> {
 pub(super) fn record(form: Form, plan: Plan, seed: u64, planted: Planted) -> Recording {
     let (pages, journal) = format(&form);
     let (base, mut workers) = prepare(&form, &plan, seed, pages);
-    let recorder = Arc::new(Recorder::new(Arc::new(PagedImage::new(base.clone(), SYNC_TIME))));
+    let recorder = Arc::new(Recorder::new(Arc::new(PagedImage::new(base.clone(), plan.sync_time))));
     let lun = Lun::new(recorder.clone(), None);
     let ext4 = Ext4::open_planted(lun, Options::default(), planted).expect("the image is clean");
     let shared = Shared {
@@ -156,6 +160,7 @@ pub(super) fn record(form: Form, plan: Plan, seed: u64, planted: Planted) -> Rec
     await_discards(&ext4, &recorder);
     together(&mut workers, &|worker| worker.run(&ext4, &shared, plan.operations));
     together(&mut workers, &|worker| (0..plan.storms).for_each(|_| worker.storm(&ext4, &shared)));
+    together(&mut workers, &|worker| worker.sweep(&ext4, &shared, plan.sweeps, SWEPT_FILES / plan.threads));
     ext4.close().expect("closing");
     everything_is_durable();
     drop(ext4);

@@ -134,13 +134,35 @@ impl Worker {
         for _ in 0..2 + self.random.below(3) {
             for name in &names {
                 if let Some(object) = self.objects[dir].entries.get(name).copied() {
-                    self.set_xattr(ext4, shared, object, true);
+                    self.set_xattr(ext4, shared, object, "user.a", true);
                 }
             }
         }
         for name in names {
             if self.objects[dir].entries.contains_key(&name) {
                 self.unlink(ext4, shared, dir, &name, true);
+            }
+        }
+    }
+
+    /// The same `count` attribute blocks over and over, each time with a sync, and the next time begun before that is answered. So
+    /// a slice of the checkpoint and a commit take turns; with 67 files in blocks of 1 KiB the round has six slices, and the log is
+    /// full when it ends.
+    pub(super) fn sweep(&mut self, ext4: &Ext4, shared: &Shared, rounds: usize, count: usize) {
+        let dir = self.pick_dir();
+        let mut objects = Vec::new();
+        for _ in 0..count {
+            let name = self.new_name();
+            objects.extend(self.make(ext4, shared, dir, &name, NewNode::Regular));
+        }
+        let mut before: Option<mpsc::Receiver<()>> = None;
+        for _ in 0..rounds {
+            for object in &objects {
+                self.set_xattr(ext4, shared, *object, "user.a", true);
+            }
+            let answer = self.sync_all(ext4, shared);
+            if let Some(before) = before.replace(answer) {
+                before.recv_timeout(PATIENCE).expect("a sync is answered");
             }
         }
     }
@@ -197,7 +219,10 @@ impl Worker {
                     let object = self.objects[dir].entries[&name];
                     match self.random.below(3) {
                         0 => self.remove_xattr(ext4, shared, object),
-                        kind => self.set_xattr(ext4, shared, object, kind == 1),
+                        kind => {
+                            let name = ["user.a", "user.b", "user.c"][self.random.below(3)];
+                            self.set_xattr(ext4, shared, object, name, kind == 1);
+                        }
                     }
                 }
             }
@@ -473,16 +498,16 @@ impl Worker {
         }
     }
 
-    fn set_xattr(&mut self, ext4: &Ext4, shared: &Shared, object: usize, large: bool) {
+    fn set_xattr(&mut self, ext4: &Ext4, shared: &Shared, object: usize, name: &str, large: bool) {
         let operation = self.begin(shared);
-        let name = format!("user.{}", [b'a', b'b', b'c'][self.random.below(3)] as char).into_bytes();
+        let name = name.as_bytes();
         let length = if large { self.block_size as usize / 3 } else { 5 + self.random.below(40) };
         self.version += 1;
         let value: Vec<u8> = self.version.to_le_bytes().into_iter().cycle().take(length).collect();
-        if fits(ext4.setxattr(ROOT, self.ino(object), &name, &value, XattrMode::Set)).is_none() {
+        if fits(ext4.setxattr(ROOT, self.ino(object), name, &value, XattrMode::Set)).is_none() {
             return self.end(shared, operation, &[]);
         }
-        Arc::make_mut(&mut self.objects[object].xattrs).insert(name, value);
+        Arc::make_mut(&mut self.objects[object].xattrs).insert(name.to_vec(), value);
         self.end(shared, operation, &[object]);
     }
 
@@ -560,30 +585,46 @@ impl Worker {
             0 => None,
             _ => self.pick_name(|object| object.kind == FileKind::Regular),
         };
-        let object = file.map(|(dir, name)| self.objects[dir].entries[&name]);
+        let wait = |answer: mpsc::Receiver<()>| answer.recv_timeout(PATIENCE).expect("a sync is answered");
+        let Some((dir, name)) = file else { return wait(self.sync_all(ext4, shared)) };
+        let object = self.objects[dir].entries[&name];
         let datasync = kind == 1;
-        let covers = match object {
-            None => Covers::Everything(shared.done.iter().map(|done| done.load(Ordering::Acquire)).collect()),
-            Some(object) => Covers::File {
-                thread: self.thread,
-                file: self.objects[object].file.expect("a regular file"),
-                operation: self.history.begins.len() - 1,
-                names: (!datasync).then_some(self.objects[object].named),
-            },
+        let covers = Covers::File {
+            thread: self.thread,
+            file: self.objects[object].file.expect("a regular file"),
+            operation: self.history.begins.len() - 1,
+            names: (!datasync).then_some(self.objects[object].named),
         };
-        let (sender, receiver) = mpsc::channel();
-        let (acks, recorder) = (shared.acks.clone(), shared.recorder.clone());
-        let done = Box::new(move |outcome: Result<_>| {
-            outcome.expect("a sync");
-            acks.lock().push(Ack { position: recorder.position(), covers });
-            // Nobody may be waiting.
-            let _ = sender.send(());
-        });
-        ext4.sync(object.map(|object| self.ino(object)), datasync, done);
+        let answer = promise(ext4, shared, Some(self.ino(object)), datasync, covers);
         if self.random.below(4) > 0 {
-            receiver.recv_timeout(PATIENCE).expect("a sync is answered");
+            wait(answer);
         }
     }
+
+    fn sync_all(&mut self, ext4: &Ext4, shared: &Shared) -> mpsc::Receiver<()> {
+        let done = shared.done.iter().map(|done| done.load(Ordering::Acquire)).collect();
+        promise(ext4, shared, None, false, Covers::Everything(done))
+    }
+}
+
+/// A sync, its answer noted, and told to who waits.
+fn promise(
+    ext4: &Ext4,
+    shared: &Shared,
+    ino: Option<InodeNo>,
+    datasync: bool,
+    covers: Covers,
+) -> mpsc::Receiver<()> {
+    let (sender, receiver) = mpsc::channel();
+    let (acks, recorder) = (shared.acks.clone(), shared.recorder.clone());
+    let done = Box::new(move |outcome: Result<_>| {
+        outcome.expect("a sync");
+        acks.lock().push(Ack { position: recorder.position(), covers });
+        // Nobody may be waiting.
+        let _ = sender.send(());
+    });
+    ext4.sync(ino, datasync, done);
+    receiver
 }
 
 fn units(offset: u64, length: u64) -> Range<u32> {
