@@ -62,9 +62,9 @@ pub(super) struct ThreadHistory {
 pub(super) enum Covers {
     /// For each thread: all up to this operation.
     Everything(Vec<usize>),
-    /// One file of one thread: its content up to this operation, and its names and attributes as an operation left them (`None`:
-    /// an fdatasync, which does not promise them).
-    File { thread: usize, file: usize, operation: usize, names: Option<usize> },
+    /// One inode of one thread: its content (`file`: which, if it is a regular file) up to this operation, and its names and
+    /// attributes, or the names in it, as operation `names` left them (`None`: an fdatasync, which does not promise them).
+    One { thread: usize, file: Option<usize>, operation: usize, names: Option<usize> },
 }
 
 /// A sync that was answered.
@@ -188,9 +188,11 @@ impl<'a> Oracle<'a> {
                         }
                     }
                 }
-                Covers::File { thread, file, operation, names } => {
-                    let certain = &mut self.files[*thread][*file];
-                    certain.covered = certain.covered.max(*operation);
+                Covers::One { thread, file, operation, names } => {
+                    if let Some(file) = file {
+                        let certain = &mut self.files[*thread][*file];
+                        certain.covered = certain.covered.max(*operation);
+                    }
                     self.least[*thread] = self.least[*thread].max(names.unwrap_or(0));
                 }
             }

@@ -11,7 +11,7 @@
 //! 1,000 states are judged without more ado. A long run:
 //!
 //! ```text
-//! MIRRORFS_BARRIER_STATES=10000 cargo test --release -p mirrorfs-fs --locked --lib every_barrier_leaves -- --nocapture
+//! MIRRORFS_BARRIER_STATES=10000 cargo test -p mirrorfs-fs --locked --lib every_barrier_leaves -- --nocapture
 //! ```
 //!
 //! `MIRRORFS_BARRIER_STATES=N`: at least that many states, of at least a twentieth as many barriers (both asserted).
@@ -28,6 +28,7 @@ mod pages;
 mod planted;
 mod record;
 mod states;
+mod worker;
 mod workload;
 
 use super::defect::Planted;

@@ -8,7 +8,7 @@ use super::super::{Ext4, Options};
 use super::fsck::{temp_dir, tool};
 use super::history::{Ack, Covers, ThreadHistory};
 use super::pages::{PagedImage, Pages};
-use super::workload::{ROOT, Shared, Worker};
+use super::worker::{ROOT, Shared, Worker};
 use crate::image::Lun;
 use crate::image::recorder::{Event, Recorder};
 use parking_lot::Mutex;
@@ -70,7 +70,7 @@ fn format(form: &Form) -> (Pages, Vec<u64>) {
     std::fs::File::create(&path).expect("a file").set_len(IMAGE_BYTES).expect("a sparse file");
     let path = path.to_str().expect("a path in ASCII");
     let (block_size, features) = (form.block_size.to_string(), format!("none,{}", form.features));
-    let journal = format!("size={}", JOURNAL_BLOCKS as u64 * form.block_size >> 20);
+    let journal = format!("size={}", (JOURNAL_BLOCKS as u64 * form.block_size) >> 20);
     let extended = "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0";
     let (code, text) = tool(
         "mke2fs",
