@@ -16,6 +16,7 @@ mod cache;
 mod checkpoint;
 mod checksum;
 mod commit;
+mod defect;
 mod dir;
 mod file;
 mod group;
@@ -31,6 +32,8 @@ mod xattr;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod every_barrier;
 #[cfg(test)]
 mod test_images;
 #[cfg(test)]

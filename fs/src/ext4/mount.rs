@@ -4,6 +4,7 @@ use super::alloc::Allocator;
 use super::bytes::{le16, le32};
 use super::cache::MetaCache;
 use super::commit::{Command, CommitState, Committer};
+use super::defect::Planted;
 use super::error::{FsError, Result};
 use super::file::DataLocks;
 use super::jbd2::{Log, Recovered};
@@ -70,6 +71,7 @@ fn new_core(lun: &Arc<Lun>, raw: &[u8]) -> Result<Core> {
         handles: 0,
         commit: CommitState::default(),
         damage: Damage { stops: le16(raw, 0x3C) > 1, stopped: false, last: None, passed_over: None },
+        planted: Planted::default(),
         lun: lun.clone(),
         geometry,
     })
@@ -107,7 +109,13 @@ impl Ext4 {
     /// # Errors
     /// `Unsupported`, `Corrupt`, I/O errors.
     pub fn open(lun: Arc<Lun>, options: Options) -> Result<Arc<Self>> {
-        let (mut core, log, _) = recover(&lun)?;
+        Self::open_planted(lun, options, Planted::default())
+    }
+
+    /// As [`Self::open`], with a defect.
+    pub(super) fn open_planted(lun: Arc<Lun>, options: Options, planted: Planted) -> Result<Arc<Self>> {
+        let (mut core, mut log, _) = recover(&lun)?;
+        (core.planted, log.planted) = (planted, planted);
         for group in 0..core.geometry.group_count {
             let desc = core.group(GroupNo(group))?;
             core.free_blocks += u64::from(desc.free_blocks);

@@ -34,6 +34,10 @@ impl OrphanList {
     pub(crate) fn contains(&self, ino: InodeNo) -> bool {
         self.members.contains_key(&ino.0)
     }
+    /// The inode behind `ino` on disk; 0: none.
+    pub(crate) fn behind(&self, ino: u32) -> u32 {
+        self.members.get(&ino).map_or(0, |links| links.older)
+    }
     /// Members, in no order.
     pub(crate) fn members(&self) -> impl Iterator<Item = InodeNo> + '_ {
         self.members.keys().map(|ino| InodeNo(*ino))

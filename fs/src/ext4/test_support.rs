@@ -272,7 +272,7 @@ pub(crate) fn replay_by_e2fsck(bytes: &[u8]) -> Vec<u8> {
     let dir = temp_dir();
     let path = dir.path().join("image");
     std::fs::write(&path, bytes).unwrap();
-    let (code, text) = run("e2fsck", &["-fy", "-E", "journal_only", path.to_str().unwrap()]);
+    let (code, text) = run("e2fsck", &["-y", "-E", "journal_only", path.to_str().unwrap()]);
     assert!(code <= 1, "e2fsck did not accept the journal ({code}): {text}");
     assert!(!text.contains("orrupt") && !text.contains("nvalid"), "e2fsck does not like the journal: {text}");
     std::fs::read(&path).unwrap()

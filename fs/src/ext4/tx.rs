@@ -12,6 +12,7 @@ use super::alloc::Allocator;
 use super::attr::Context;
 use super::cache::{BlockData, MetaCache};
 use super::commit::CommitState;
+use super::defect::{Defect, Planted};
 use super::error::{FsError, Result};
 use super::mount::Damage;
 use super::orphan::OrphanList;
@@ -59,6 +60,8 @@ pub(crate) struct Core {
     pub(crate) commit: CommitState,
     /// Damage met so far.
     pub(crate) damage: Damage,
+    /// What a test has planted.
+    pub(crate) planted: Planted,
 }
 
 /// The transaction that takes in handles.
@@ -180,7 +183,11 @@ impl Core {
 
     /// The numbers for the superblock.
     pub(crate) fn counts(&self) -> Counts {
-        Counts { free_blocks: self.free_blocks, free_inodes: self.free_inodes, last_orphan: self.last_orphan }
+        let last_orphan = match self.planted.has(Defect::SkippedOrphan) {
+            true => self.orphans.behind(self.last_orphan),
+            false => self.last_orphan,
+        };
+        Counts { free_blocks: self.free_blocks, free_inodes: self.free_inodes, last_orphan }
     }
 
     fn has_room(&self, credits: usize) -> bool {
@@ -263,6 +270,9 @@ impl<'a> Tx<'a> {
 
     /// Blocks were freed: kept from reuse and discard until the transaction has committed.
     pub(crate) fn freed(&mut self, start: BlockNo, count: u32) {
+        if self.core.planted.has(Defect::EarlyReuse) {
+            return self.core.alloc.committed(&[(start, count)]);
+        }
         self.core.running.freed.push((start, count));
     }
 

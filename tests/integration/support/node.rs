@@ -255,19 +255,12 @@ impl Pair {
 
     /// Runs `look` while the peer's process stands still, so that what it writes to does not change meanwhile.
     pub(crate) fn with_peer_frozen<T>(&self, look: impl FnOnce() -> T) -> T {
-        struct Thaw<'a>(&'a Child);
-        impl Drop for Thaw<'_> {
-            fn drop(&mut self) {
-                signal(self.0, libc::SIGCONT);
-            }
-        }
-        let _thaw = self.peer.as_ref().map(|child| {
-            signal(child, libc::SIGSTOP);
-            let stat = format!("/proc/{}/task", child.id());
-            wait_until("the peer to stand still", || all_stopped(Path::new(&stat)));
-            Thaw(child)
-        });
-        look()
+        with_frozen(self.peer.as_ref(), look)
+    }
+
+    /// Runs `look`, which must not touch the mount, while the mount's process stands still.
+    pub(crate) fn with_mount_frozen<T>(&self, look: impl FnOnce() -> T) -> T {
+        with_frozen(self.mount.as_ref(), look)
     }
 
     /// `status --json` of the peer's directory.
@@ -397,6 +390,24 @@ fn kill(child: &mut Option<Child>) {
 fn signal(child: &Child, number: i32) {
     // SAFETY: the pid is that of a child that has not been waited for.
     unsafe { libc::kill(child.id() as i32, number) };
+}
+
+fn with_frozen<T>(child: Option<&Child>, look: impl FnOnce() -> T) -> T {
+    struct Thaw<'a>(&'a Child);
+    impl Drop for Thaw<'_> {
+        fn drop(&mut self) {
+            signal(self.0, libc::SIGCONT);
+        }
+    }
+    let _thaw = child.map(|child| {
+        // First, so that it goes on also if waiting for it fails.
+        let thaw = Thaw(child);
+        signal(child, libc::SIGSTOP);
+        let tasks = format!("/proc/{}/task", child.id());
+        wait_until("the process to stand still", || all_stopped(Path::new(&tasks)));
+        thaw
+    });
+    look()
 }
 
 /// Whether each thread below `/proc/PID/task` is stopped.

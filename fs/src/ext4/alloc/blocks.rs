@@ -1,5 +1,6 @@
 //! Taking and freeing blocks in a handle.
 
+use super::super::defect::Defect;
 use super::super::error::{FsError, Result, errno};
 use super::super::group::{BLOCK_UNINIT, GroupDesc};
 use super::super::tx::{self, Core, Tx};
@@ -247,11 +248,12 @@ impl Tx<'_> {
 
     fn mark_blocks(&mut self, start: BlockNo, count: u32, used: bool) -> Result<()> {
         let geometry = self.core.geometry.clone();
+        let skipped = self.core.planted.has(Defect::MissingBitmapUpdate);
         for (group, bit, length) in parts(&geometry, start, u64::from(count)) {
             let mut desc = self.core.group(group)?;
             self.init_block_bitmap(group, &mut desc)?;
             let bitmap = self.modify(desc.block_bitmap)?;
-            let right = set_bits(bitmap, bit, length, used);
+            let right = skipped || set_bits(bitmap, bit, length, used);
             let sum = bitmap_checksum(&geometry, bitmap, geometry.blocks_per_group);
             let counted = if used {
                 desc.free_blocks.checked_sub(length)

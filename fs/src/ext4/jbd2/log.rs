@@ -1,6 +1,7 @@
 //! The log as a ring of blocks: opening and replay, writing transactions, moving the tail. Owned by the commit thread.
 
 use super::super::cache::BlockData;
+use super::super::defect::{Defect, Planted};
 use super::super::error::Result;
 use super::super::superblock::{ChecksumKind, Geometry, feature};
 use super::super::tx::{Core, reserve};
@@ -34,6 +35,8 @@ pub(in crate::ext4) struct Log {
     next: Tid,
     /// Time of the last commit: they must not go back, as recovery takes an older one for a leftover.
     last_commit_seconds: u64,
+    /// What a test has planted.
+    pub(in crate::ext4) planted: Planted,
 }
 
 /// What was done to the log at open.
@@ -70,6 +73,7 @@ impl Log {
             used: 0,
             transactions: VecDeque::new(),
             last_commit_seconds: 0,
+            planted: Planted::default(),
             lun,
             map,
             superblock,
@@ -173,7 +177,8 @@ impl Log {
             for (index, (block, data)) in part.iter().enumerate() {
                 let start = buffer.len();
                 buffer.extend_from_slice(data);
-                let escaped = buffer[start..start + 4] == MAGIC.to_be_bytes();
+                let escaped = buffer[start..start + 4] == MAGIC.to_be_bytes()
+                    && !self.planted.has(Defect::UnescapedMagic);
                 if escaped {
                     buffer[start..start + 4].fill(0);
                 }
@@ -225,7 +230,11 @@ impl Log {
         }
         let (tid, start) = self.transactions.front().copied().unwrap_or((self.next, self.head));
         self.superblock.set_tail(start, tid);
-        self.write_superblock()?;
+        self.put_superblock()?;
+        // Before anything is written where the log was: recovery would still begin there.
+        if !self.planted.has(Defect::UnflushedTail) {
+            self.lun.flush()?;
+        }
         self.used = match self.transactions.is_empty() {
             true => 0,
             false if self.head > start => self.head - start,
@@ -262,9 +271,14 @@ impl Log {
         self.write_superblock()
     }
 
-    fn write_superblock(&self) -> Result<()> {
+    fn put_superblock(&self) -> Result<()> {
         let at = self.map.place(0).0.0 * self.format.block_size as u64;
         self.lun.write(at, Bytes::copy_from_slice(self.superblock.raw()), Origin::Journal)?;
+        Ok(())
+    }
+
+    fn write_superblock(&self) -> Result<()> {
+        self.put_superblock()?;
         self.lun.flush()?;
         Ok(())
     }
