@@ -119,7 +119,7 @@ fn kill_once(pair: &mut Pair, round: usize) -> usize {
     assert_round(&mnt, round, confirmed.load(Ordering::Acquire));
     pair.with_mount_frozen(|| e2fsck_clean(&pair.image()));
     // The other kills come while the mirror is still being brought up.
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         pair.wait_for_verdict("in-sync");
         pair.sync();
         pair.with_peer_frozen(|| e2fsck_clean(&pair.mirror()));
