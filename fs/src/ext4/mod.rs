@@ -34,6 +34,7 @@ mod xattr;
 mod crash_tests;
 #[cfg(test)]
 mod every_barrier;
+mod damage_tests;
 #[cfg(test)]
 mod test_images;
 #[cfg(test)]
