@@ -49,3 +49,30 @@ fn a_journal_without_blocks_is_damage() {
         assert!(matches!(opened, Err(FsError::Corrupt { inode: Some(InodeNo::JOURNAL), .. })));
     }
 }
+
+/// Extent nodes of the journal's inode that name the next level again and again were all walked at open: with five levels that
+/// is two hundred million nodes.
+#[test]
+fn a_journal_whose_nodes_name_one_another_is_refused_at_once() {
+    const FIRST: u32 = 16_000;
+    let image = Image::make("16M", &["-b", "1024", "-O", "^metadata_csum"]);
+    let entries = |count: u32, child: u32| (0..count).flat_map(move |at| [at, child, 0]);
+    let header = |count: u32, depth: u32| [0xF30A | count << 16, count | depth << 16, 0];
+    let root: Vec<u32> = header(4, 5).into_iter().chain(entries(4, FIRST)).collect();
+    for (at, word) in root.iter().enumerate() {
+        image.tool("debugfs", &["-w", "-R", &format!("set_inode_field <8> block[{at}] {word:#x}")]);
+    }
+    let mut bytes = image.bytes();
+    for level in 0..5 {
+        let words = match level {
+            4 => header(0, 0).to_vec(),
+            _ => header(84, 4 - level).into_iter().chain(entries(84, FIRST + level + 1)).collect(),
+        };
+        let raw: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes[(FIRST + level) as usize * 1024..][..raw.len()].copy_from_slice(&raw);
+    }
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(Image::open_bytes(&bytes).map(drop)));
+    let opened = receiver.recv_timeout(Duration::from_secs(30)).expect("the open ends");
+    assert!(matches!(opened, Err(FsError::Corrupt { inode: Some(InodeNo::JOURNAL), .. })), "{opened:?}");
+}

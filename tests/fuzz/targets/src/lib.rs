@@ -30,6 +30,7 @@ mod exit_code;
 mod units;
 
 use allocation::Bounds;
+pub use image::sealed_anew;
 pub use input::Input;
 use std::time::Duration;
 

@@ -257,7 +257,12 @@ fn damage(input: &mut Input<'_>, files: &mut Vec<(PathBuf, Vec<u8>)>) -> Damage 
                 bytes.extend_from_slice(&noise);
             }
             8 => mutate::ranges(input, bytes),
-            _ => mutate::fields(input, bytes, &[], false),
+            _ => {
+                // sled's files are mostly zeros: where something is written, and just behind it.
+                let used: Vec<usize> =
+                    bytes.iter().enumerate().filter(|(_, byte)| **byte != 0).map(|(at, _)| at).collect();
+                mutate::fields(input, bytes, &used, false);
+            }
         }
     }
     damage

@@ -49,6 +49,14 @@ fn an_access_outside_the_image_is_seen() {
     assert!(what.contains("an access outside the image") && what.contains("read of 512 bytes"), "{what}");
 }
 
+/// A mutator that gets checksums wrong tests nothing but the checksums.
+#[test]
+fn sealing_an_undamaged_image_changes_nothing() {
+    let (places, changed) = mirrorfs_fuzz_targets::sealed_anew();
+    assert!(places > 5000, "{places} structures");
+    assert_eq!(changed, 0, "bytes changed in {places} structures");
+}
+
 #[test]
 fn a_fuzzers_bytes_decide_until_they_end() {
     let mut input = Input::from_bytes(&[3, 0x34, 0x12, 9]);
