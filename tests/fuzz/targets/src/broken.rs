@@ -5,7 +5,7 @@ use crate::{Input, Target};
 use std::time::Duration;
 
 const BOUNDS: Bounds = Bounds { largest: 1 << 20, live: 4 << 20 };
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Panics in the case of this seed, which is a sum that overflows.
 pub static PANICS: Target = Target { name: "panics", run: panics, time_limit: LIMIT, bounds: BOUNDS };

@@ -19,7 +19,7 @@ const REGIONS: u64 = 40;
 const SLOT: u64 = 8192;
 const WRITE_BYTES: usize = 4096;
 /// A record that does not come within this time does not come.
-const WAIT: Duration = Duration::from_secs(15);
+const WAIT: Duration = Duration::from_secs(60);
 
 /// An image as far as it is written: LUN and region to content.
 type Content = BTreeMap<(u16, u64), u8>;

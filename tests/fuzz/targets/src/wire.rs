@@ -9,10 +9,13 @@ use mirrorfs_journal::{
 };
 use mirrorfs_net::store::{LunHello, StoreRefusal};
 use mirrorfs_net::wire::codec::{
-    CONTROL_HEADER_BYTES, CONTROL_MAGIC, Control, RESPONSE_BYTES, WireError, encode_control, encode_goodbye,
-    encode_record_header, encode_response, payload, read_control, read_message, read_response,
+    CONTROL_HEADER_BYTES, Control, RESPONSE_BYTES, WireError, encode_after, encode_barrier, encode_control,
+    encode_goodbye, encode_record_header, encode_response, payload, read_control, read_message,
+    read_response,
 };
-use mirrorfs_net::wire::{Begin, Greeting, Message, Outcome, PROTOCOL_VERSION, Response, SessionId, Welcome};
+use mirrorfs_net::wire::{
+    Begin, Greeting, Lanes, Message, Outcome, PROTOCOL_VERSION, Response, SessionId, Welcome,
+};
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -168,58 +171,84 @@ fn record(input: &mut Input<'_>, sequence: u64) -> MirrorRequest {
     }
 }
 
-/// A stream of records, damaged; each that is read is what its bytes say.
+/// The bytes of a message.
+fn encode(message: &Message, out: &mut Vec<u8>) {
+    match message {
+        Message::Request(record) => {
+            encode_record_header(record, out);
+            out.extend_from_slice(payload(record));
+        }
+        Message::Barrier(record, told) => encode_barrier(record, *told, out),
+        Message::After(epoch) => encode_after(*epoch, out),
+        Message::Goodbye => encode_goodbye(out),
+    }
+}
+
+/// A stream of messages, damaged; each that is read is what its bytes say.
 fn messages(input: &mut Input<'_>) {
     let mut stream = Vec::new();
     let mut starts = Vec::new();
-    let mut written: Vec<Arc<MirrorRequest>> = Vec::new();
+    let mut written: Vec<Message> = Vec::new();
     for sequence in 0..1 + input.below(4) {
+        let record = Arc::new(record(input, sequence));
+        let message = match record.body {
+            Body::Barrier { .. } => Message::Barrier(record, Lanes(input.number())),
+            _ if input.once_in(6) => Message::After(Epoch(input.number())),
+            _ => Message::Request(record),
+        };
         starts.push(stream.len());
-        let record = record(input, sequence);
-        encode_record_header(&record, &mut stream);
-        stream.extend_from_slice(payload(&record));
-        written.push(Arc::new(record));
+        encode(&message, &mut stream);
+        written.push(message);
     }
-    encode_goodbye(&mut stream);
+    encode(&Message::Goodbye, &mut stream);
+    written.push(Message::Goodbye);
     // Field by field in one header, its checksum made right again; or anywhere, as a bad line would do it.
     let forged = input.once_in(2);
     if forged {
-        let at = *input.pick(&starts);
-        let header = &mut stream[at..at + HEADER_BYTES];
-        mutate::fields(input, header, &[4, 5, 6, 8, 16, 32, 40, 48, 50, 52, 56, 60, 64], false);
-        let crc = crc32c::crc32c(&header[..HEADER_BYTES - 4]);
-        header[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+        forge(input, &mut stream, &starts);
     } else {
         mutate::stream(input, &mut stream);
     }
     let mut from = Pieces { bytes: &stream, at: 0, piece: 1 + input.short(1 << 16) as usize };
     loop {
         let start = from.at;
-        match read_message(&mut from) {
-            Ok(Message::Goodbye) => {
-                input.count("goodbye");
-                assert!(stream[start..].starts_with(CONTROL_MAGIC));
-            }
-            Ok(Message::Request(record)) => {
+        let Ok(message) = read_message(&mut from) else { break input.count("stream ended") };
+        let mut again = Vec::new();
+        encode(&message, &mut again);
+        assert!(again == stream[start..from.at], "{message:?}: not what its bytes say");
+        // Without a forged checksum nothing is read that was not written.
+        assert!(forged || written.contains(&message), "{message:?} was never written");
+        match message {
+            Message::Request(record) => {
                 input.count("record read");
-                let mut again = Vec::new();
-                encode_record_header(&record, &mut again);
-                again.extend_from_slice(payload(&record));
-                assert!(
-                    again == stream[start..from.at],
-                    "record {}: not what its bytes say",
-                    record.sequence
-                );
-                assert!(again.starts_with(&MAGIC) && again.len() <= HEADER_BYTES + (1 << 20));
-                // Without a forged checksum nothing is read that was not written.
-                assert!(forged || written.contains(&record), "record {} was never written", record.sequence);
+                assert!(again.len() <= HEADER_BYTES + (1 << 20));
                 if let Some((offset, length)) = record.range() {
                     assert_eq!(offset / REGION_BYTES, (offset + length - 1) / REGION_BYTES, "two regions");
                 }
             }
-            Err(_) => break input.count("stream ended"),
+            Message::Barrier(_, told) => {
+                input.count("barrier read");
+                let exceeds = |count: usize| (count..64).any(|index| told.contains(index));
+                assert!([0, 1, 4, 63, 64].iter().all(|count| told.exceeds(*count) == exceeds(*count)));
+            }
+            Message::After(_) => input.count("after read"),
+            Message::Goodbye => input.count("goodbye"),
         }
     }
+}
+
+/// Changes the header of a message and makes its checksum right again.
+fn forge(input: &mut Input<'_>, stream: &mut [u8], starts: &[usize]) {
+    let at = *input.pick(starts);
+    if !stream[at..].starts_with(&MAGIC) {
+        let end = at + CONTROL_HEADER_BYTES + 8;
+        mutate::fields(input, &mut stream[at + 8..end], &[0, 4, 6, 8, 16], false);
+        return seal_control(input, &mut stream[at..end]);
+    }
+    let header = &mut stream[at..at + HEADER_BYTES];
+    mutate::fields(input, header, &[4, 5, 6, 8, 16, 32, 40, 48, 50, 52, 56, 60, 64], false);
+    let crc = crc32c::crc32c(&header[..HEADER_BYTES - 4]);
+    header[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
 }
 
 fn responses(input: &mut Input<'_>) {

@@ -43,7 +43,13 @@ fn damaged_messages() {
     run(
         "wire",
         10_000,
-        &[("control read", 1000), ("record read", 2000), ("response read", 1500), ("stream ended", 3000)],
+        &[
+            ("control read", 1000),
+            ("record read", 2000),
+            ("barrier read", 300),
+            ("response read", 1500),
+            ("stream ended", 3000),
+        ],
     );
 }
 
