@@ -13,7 +13,7 @@ use std::time::Duration;
 const HANDSHAKE_BYTES: u64 = 64;
 /// Where a side waits for bytes that were taken out, the case waits too. An honest handshake may take as long as the machine likes.
 fn options(untouched: bool) -> TransportOptions {
-    let handshake_timeout = if untouched { Duration::from_secs(60) } else { Duration::from_millis(300) };
+    let handshake_timeout = if untouched { Duration::from_secs(60) } else { Duration::from_secs(1) };
     TransportOptions { handshake_timeout, socket_buffer_bytes: None }
 }
 

@@ -55,7 +55,7 @@ fn damaged_messages() {
 
 #[test]
 fn changed_connections() {
-    run("transport", 40, &[("connected", 10), ("no handshake", 5)]);
+    run("transport", 40, &[("connected", 5), ("no handshake", 5)]);
 }
 
 #[test]
