@@ -33,8 +33,9 @@ mod xattr;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
-mod every_barrier;
 mod damage_tests;
+#[cfg(test)]
+mod every_barrier;
 #[cfg(test)]
 mod test_images;
 #[cfg(test)]
