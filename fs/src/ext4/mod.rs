@@ -33,6 +33,8 @@ mod xattr;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod every_barrier;
 #[cfg(test)]
 mod test_images;

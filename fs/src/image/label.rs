@@ -18,6 +18,10 @@ const MAGIC: &[u8; 8] = b"mirrorfs";
 const FLAG_ALL_REGIONS: u32 = 1;
 const FLAG_CLOSED: u32 = 2;
 const INCARNATION_MAX: u32 = (1 << 24) - 1;
+/// Serials grow by one with each copy: a higher one was never written.
+const SERIAL_MAX: u64 = 1 << 62;
+/// Sizes up to here can be rounded up and added to; also what a superblock may say at most.
+const SIZE_BYTES_MAX: u64 = i64::MAX as u64 / 2;
 const RESERVED_START: usize = 272;
 const CHECKSUM_START: usize = COPY_BYTES - 4;
 
@@ -237,6 +241,8 @@ impl Label {
     fn fields(copy: &[u8; COPY_BYTES]) -> Result<Self, &'static str> {
         let ensure = |good: bool, field| if good { Ok(()) } else { Err(field) };
         ensure(u32_at(copy, 8) == VERSION, "version")?;
+        ensure(u64_at(copy, 16) <= SERIAL_MAX, "serial")?;
+        ensure(u64_at(copy, 40) <= SIZE_BYTES_MAX, "size")?;
         let flags = u32_at(copy, 12);
         ensure(flags & !(FLAG_ALL_REGIONS | FLAG_CLOSED) == 0, "flags")?;
         let incarnation = u32_at(copy, 48);
@@ -452,6 +458,19 @@ mod tests {
                     Pair::NoLabel => panic!("byte {at}"),
                 }
             }
+        }
+    }
+
+    /// A label whose serial was the highest there is opened; the next copy written then overflowed (in a release build it
+    /// got serial 0, and the older copy held). A size near 2^64 overflowed where it is rounded up.
+    #[test]
+    fn a_serial_or_size_that_nothing_can_be_added_to_is_damage() {
+        for (at, field) in [(16, "serial"), (40, "size")] {
+            let mut bad = sample().encode(5);
+            bad[at..at + 8].fill(0xFF);
+            let checksum = crc32c::crc32c(&bad[..CHECKSUM_START]);
+            bad[CHECKSUM_START..].copy_from_slice(&checksum.to_le_bytes());
+            assert_eq!(Pair::decode([&bad, &[0; COPY_BYTES]]), Pair::Damaged(field));
         }
     }
 

@@ -6,7 +6,7 @@ use super::super::error::{FsError, Result, errno};
 use super::super::inode::Inode;
 use super::super::tx::CREDITS;
 use super::super::types::{FileBlock, InodeNo};
-use super::lookup::{FILE_BLOCKS, Mapping};
+use super::lookup::Mapping;
 
 /// Pieces that are mapped under the core lock at a time.
 const PIECES: usize = 32;
@@ -123,7 +123,9 @@ impl Ext4 {
                         let at_end = !data && offset < inode.size;
                         return if at_end { Ok(Some(inode.size)) } else { errno(libc::ENXIO) };
                     }
-                    let block = (at / block_size).min(FILE_BLOCKS - 1) as u32;
+                    let Ok(block) = u32::try_from(at / block_size) else {
+                        return Err(FsError::corrupt("inode: size beyond 2^32 blocks", Some(ino), None));
+                    };
                     let (is_data, end) = match core.mapping(&inode, FileBlock(block))? {
                         Mapping::Extent(extent) => (!extent.unwritten, extent.end()),
                         Mapping::Hole(end) => (false, end),

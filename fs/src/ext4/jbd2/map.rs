@@ -41,12 +41,8 @@ impl LogMap {
         }
         let mut runs = Vec::new();
         walk(core, &inode, &inode.block, None, &mut runs)?;
-        let mut next = 0;
-        for run in &runs {
-            if u64::from(run.logical) != next {
-                return Err(FsError::corrupt("journal: hole in it", Some(ino), None));
-            }
-            next += u64::from(run.count);
+        if runs.is_empty() {
+            return Err(FsError::corrupt("journal: no blocks", Some(ino), None));
         }
         Ok(Self { runs })
     }
@@ -78,8 +74,12 @@ fn walk(core: &mut Core, inode: &Inode, node: &[u8], above: Option<u16>, runs: &
     if le16(node, 0) != EXTENT_MAGIC || ENTRY_BYTES * (entries + 1) > node.len() {
         return corrupt("bad node");
     }
-    if above.map_or(depth > DEPTH_MAX, |above| depth + 1 != above) {
+    if above.map_or(depth > DEPTH_MAX, |above| depth.checked_add(1) != Some(above)) {
         return corrupt("wrong depth");
+    }
+    // Each node brings the walk on, so that nodes which are named again and again do not keep it busy for ever.
+    if above.is_some() && entries == 0 {
+        return corrupt("empty node");
     }
     for entry in node[ENTRY_BYTES..].chunks_exact(ENTRY_BYTES).take(entries) {
         if depth == 0 {
@@ -88,7 +88,15 @@ fn walk(core: &mut Core, inode: &Inode, node: &[u8], above: Option<u16>, runs: &
             if count == 0 || count > 32768 || physical + u64::from(count) > core.geometry.block_count {
                 return corrupt("impossible extent");
             }
-            runs.push(Run { logical: le32(entry, 0), physical, count: u32::from(count) });
+            let logical = le32(entry, 0);
+            let next = runs.last().map_or(0, |run| u64::from(run.logical) + u64::from(run.count));
+            if u64::from(logical) != next {
+                return Err(FsError::corrupt("journal: hole in it", Some(inode.ino), None));
+            }
+            if next + u64::from(count) > core.geometry.block_count {
+                return corrupt("more blocks than the file system has");
+            }
+            runs.push(Run { logical, physical, count: u32::from(count) });
         } else {
             let child = BlockNo(u64::from(le16(entry, 8)) << 32 | u64::from(le32(entry, 4)));
             let data = core.block(child)?;
