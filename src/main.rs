@@ -15,6 +15,7 @@ mod mirror_store;
 mod mount_helper;
 mod mount_process;
 mod names;
+mod panics;
 mod registry;
 mod state_dir;
 mod units;
@@ -22,6 +23,7 @@ mod units;
 use exit_code::{CliError, ExitCode};
 
 fn main() -> std::process::ExitCode {
+    panics::end_the_process();
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let code = match mount_helper::invoked_as_helper(&arguments) {
         true => mount_helper::run(&arguments),

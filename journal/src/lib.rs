@@ -12,4 +12,5 @@ pub mod request;
 
 pub use ids::{Epoch, Generation, Incarnation, LunId, LunUuid, REGION_BYTES, RegionNo, Sequence};
 pub use log::{MirrorLog, QueueView};
+pub use queue::index::panics_in_sled;
 pub use request::{Body, MirrorRequest, Origin};

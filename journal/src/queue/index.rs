@@ -6,6 +6,7 @@ use super::segment::read_chunk;
 use crate::ids::{Epoch, LunId};
 use crate::request::{MirrorRequest, Origin};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -79,12 +80,25 @@ pub(crate) fn path_of(dir: &Path) -> PathBuf {
 fn open_at(path: &Path) -> Result<sled::Db, String> {
     // No flusher thread: nothing depends on when the index reaches the disk.
     let open = || sled::Config::new().path(path).cache_capacity(8 << 20).flush_every_ms(None).open();
-    // sled has been seen to panic on damaged files.
-    match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(Ok(db)) => Ok(db),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("sled panicked on it".into()),
-    }
+    guarded(open)?.map_err(|error| error.to_string())
+}
+
+thread_local! {
+    static IN_SLED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// sled has been seen to panic on damaged files; the index is then done without.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    IN_SLED.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(run));
+    IN_SLED.set(false);
+    outcome.map_err(|_| "sled panicked on it".into())
+}
+
+/// Whether a panic of this thread is sled's, which costs the queue no more than its index. For the process's panic hook.
+#[must_use]
+pub fn panics_in_sled() -> bool {
+    IN_SLED.get() || std::thread::current().name().is_some_and(|name| name.starts_with("sled"))
 }
 
 /// Owned by the spiller thread.
@@ -130,15 +144,22 @@ impl Index {
         if !std::mem::replace(&mut self.failed, true) {
             log::error!("index {}: {error}; going on without it", self.path.display());
         }
-        self.db = None;
+        self.let_go();
+    }
+
+    /// sled does a last piece of work when it is dropped.
+    fn let_go(&mut self) {
+        let db = self.db.take();
+        if let Err(error) = guarded(|| drop(db)) {
+            log::warn!("index {}: {error}", self.path.display());
+        }
     }
 
     fn with(&mut self, action: impl FnOnce(&sled::Db) -> Result<(), String>) {
         let Some(db) = self.db.clone() else { return };
-        match catch_unwind(AssertUnwindSafe(|| action(&db))) {
+        match guarded(|| action(&db)) {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => self.fail(&error),
-            Err(_) => self.fail("sled panicked"),
+            Ok(Err(error)) | Err(error) => self.fail(&error),
         }
     }
 
@@ -207,7 +228,7 @@ impl Index {
 
     /// Closes the index and removes its files.
     pub(crate) fn discard(&mut self) {
-        self.db = None;
+        self.let_go();
         self.failed = false;
         self.removed_before = 0;
         if !std::mem::replace(&mut self.present, false) {
@@ -242,7 +263,7 @@ impl Index {
 
     pub(crate) fn flush(&mut self) {
         self.with(|db| db.flush().map(drop).map_err(|error| error.to_string()));
-        self.db = None;
+        self.let_go();
     }
 }
 
@@ -274,7 +295,7 @@ pub(crate) fn load_copy(dir: &Path) -> Result<Option<Vec<IndexRecord>>, String> 
                 .map(|value| IndexRecord::decode(&value.map_err(|error| error.to_string())?))
                 .collect::<Result<Vec<_>, String>>()
         };
-        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("sled panicked on it".into()))
+        guarded(read)?
     });
     if let Err(error) = remove(&copy) {
         log::warn!("{}: {error}", copy.display());
@@ -293,4 +314,22 @@ fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_sled_is_told_from_others_and_survived() {
+        assert!(!panics_in_sled());
+        let outcome: Result<(), String> = guarded(|| {
+            assert!(panics_in_sled());
+            panic!("as sled does on a damaged file");
+        });
+        assert!(outcome.is_err_and(|why| why.contains("sled panicked")));
+        assert!(!panics_in_sled());
+        let theirs = std::thread::Builder::new().name("sled-io-1".into()).spawn(panics_in_sled);
+        assert!(theirs.expect("a thread").join().expect("its answer"));
+    }
 }
