@@ -62,6 +62,11 @@ impl InodeTable {
         }
     }
 
+    /// Whether the kernel knows the inode.
+    pub(crate) fn is_known(&self, ino: u64) -> bool {
+        self.shard(ino).lock().contains_key(&ino)
+    }
+
     /// Empties the table, at the session's end (the kernel then forgets without saying so). Gives the inodes to evict.
     #[must_use]
     pub(crate) fn take_unlinked(&self) -> Vec<u64> {
@@ -105,7 +110,9 @@ mod tests {
         table.looked_up(13);
         assert!(!table.unlinked(12));
         assert!(!table.forget(12, 1));
+        assert!(table.is_known(12));
         assert!(table.forget(12, 1));
+        assert!(!table.is_known(12));
         assert!(!table.forget(12, 1), "only once");
         assert!(!table.forget(13, 1), "it has links");
     }

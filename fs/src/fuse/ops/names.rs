@@ -71,7 +71,14 @@ impl Server {
                 let lun = lun.ok_or(FsError::Errno(libc::ENOENT))?;
                 Ok(found(lun, self.fs(lun).getattr(InodeNo::ROOT)?))
             }
-            Node::Inode(lun, number) if name == b"." => Ok(found(lun, self.fs(lun).getattr(number)?)),
+            Node::Inode(lun, number) if name == b"." => {
+                let attr = self.fs(lun).getattr(number)?;
+                // Deleted, and forgotten by the kernel: it only waits for its eviction.
+                if attr.links == 0 && !self.table.is_known(parent) {
+                    return Err(FsError::Errno(libc::ESTALE));
+                }
+                Ok(found(lun, attr))
+            }
             Node::Inode(_, InodeNo::ROOT) if name == b".." && !self.numbers.is_single() => {
                 Ok((self.lun_directory(), Generation(0)))
             }
