@@ -141,6 +141,8 @@ impl Server {
             |server, reply, (lun, attr)| {
                 let shown = server.looked_up(lun, &attr);
                 server.changed(shown.ino.0);
+                // The kernel asks at the first write: nobody but us knows the inode yet.
+                server.without_capability.insert(shown.ino.0);
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 reply.created(&CACHED_FOR, &shown, generation(&attr), FileHandle(0), flags);
             },
