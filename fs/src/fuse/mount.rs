@@ -244,12 +244,14 @@ impl Unmounter {
         self.state.ended.load(Ordering::SeqCst)
     }
 
-    /// Writes out the kernel's dirty pages (syncfs(2) on the mount).
+    /// Writes out the kernel's dirty pages (syncfs(2) on the mount), and frees what has been deleted.
     ///
     /// # Errors
     /// When a page can't be written.
     pub fn write_out(&self) -> io::Result<()> {
-        sys::sync_mount(&self.state.mount_point)
+        sys::sync_mount(&self.state.mount_point)?;
+        self.server.finish_evictions();
+        Ok(())
     }
 
     /// Unmounts, wherever in the tree the mount is by now. Succeeds if it is unmounted already.
@@ -304,6 +306,7 @@ impl Unmounter {
         };
         if read_only {
             kernel()?;
+            self.server.finish_evictions();
             luns()?;
         } else {
             luns()?;
