@@ -1,6 +1,7 @@
 //! The kernel's requests, handed to the operations.
 
 use super::attr::{time_or_now, timestamp};
+use super::linger::Linger;
 use super::ops::{Call, Change, New, Write};
 use super::server::{Mode, Server};
 use crate::ext4::attr::SetAttr;
@@ -9,9 +10,10 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, RequestId,
+    TimeOrNow, WriteFlags,
 };
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -25,14 +27,20 @@ const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// Requests that nobody waits for (readahead, writeback) which the kernel has under way at most.
 const BACKGROUND_MAX: u16 = 64;
 
+thread_local! {
+    /// The last FORGET that this thread has served.
+    static LAST_FORGET: Cell<RequestId> = const { Cell::new(RequestId(0)) };
+}
+
 /// What the session drives.
 pub(crate) struct Handler {
     server: Arc<Server>,
+    linger: Linger,
 }
 
 impl Handler {
-    pub(crate) fn new(server: Arc<Server>) -> Self {
-        Self { server }
+    pub(crate) fn new(server: Arc<Server>, linger: Linger) -> Self {
+        Self { server, linger }
     }
 }
 
@@ -87,14 +95,19 @@ impl Filesystem for Handler {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _serving = self.linger.serve();
         self.server.lookup(Call::new("lookup", parent, request), name.as_bytes(), reply);
     }
 
-    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+    fn forget(&self, request: &Request, ino: INodeNo, count: u64) {
+        // A batch comes as many calls of one number.
+        let first = LAST_FORGET.replace(request.unique()) != request.unique();
+        let _serving = first.then(|| self.linger.serve());
         self.server.forget(ino.0, count);
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        let _serving = self.linger.serve();
         self.server.getattr(Call::new("getattr", ino, request), handle.is_some(), reply);
     }
 
@@ -116,6 +129,7 @@ impl Filesystem for Handler {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _serving = self.linger.serve();
         let set = SetAttr {
             permissions: mode.map(|mode| (mode & 0o7777) as u16),
             uid,
@@ -129,6 +143,7 @@ impl Filesystem for Handler {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _serving = self.linger.serve();
         self.server.readlink(Call::new("readlink", ino, request), reply);
     }
 
@@ -142,6 +157,7 @@ impl Filesystem for Handler {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _serving = self.linger.serve();
         let call = Call::new("mknod", parent, request);
         self.server.make(call, owned(name), New::Node(mode, rdev), umask, reply);
     }
@@ -155,6 +171,7 @@ impl Filesystem for Handler {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _serving = self.linger.serve();
         let call = Call::new("mkdir", parent, request);
         self.server.make(call, owned(name), New::Directory(mode), umask, reply);
     }
@@ -167,16 +184,19 @@ impl Filesystem for Handler {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let _serving = self.linger.serve();
         let call = Call::new("symlink", parent, request);
         let new = New::Symlink(owned(target.as_os_str()));
         self.server.make(call, owned(link_name), new, 0, reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _serving = self.linger.serve();
         self.server.remove(Call::new("unlink", parent, request), owned(name), false, reply);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _serving = self.linger.serve();
         self.server.remove(Call::new("rmdir", parent, request), owned(name), true, reply);
     }
 
@@ -190,6 +210,7 @@ impl Filesystem for Handler {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.linger.serve();
         let call = Call::new("rename", parent, request);
         self.server.rename(call, owned(name), new_parent.0, owned(new_name), flags, reply);
     }
@@ -202,10 +223,12 @@ impl Filesystem for Handler {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
+        let _serving = self.linger.serve();
         self.server.link(Call::new("link", ino, request), new_parent.0, owned(new_name), reply);
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _serving = self.linger.serve();
         self.server.open(reply);
     }
 
@@ -219,6 +242,7 @@ impl Filesystem for Handler {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        let _serving = self.linger.serve();
         self.server.create(Call::new("create", parent, request), owned(name), mode, umask, reply);
     }
 
@@ -233,6 +257,7 @@ impl Filesystem for Handler {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _serving = self.linger.serve();
         self.server.read(Call::new("read", ino, request), offset, size, reply);
     }
 
@@ -248,6 +273,7 @@ impl Filesystem for Handler {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _serving = self.linger.serve();
         let write = Write {
             offset,
             data: Bytes::copy_from_slice(data),
@@ -268,6 +294,7 @@ impl Filesystem for Handler {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.linger.serve();
         reply.error(Errno::ENOSYS);
     }
 
@@ -281,6 +308,7 @@ impl Filesystem for Handler {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.linger.serve();
         reply.ok();
     }
 
@@ -293,6 +321,7 @@ impl Filesystem for Handler {
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _serving = self.linger.serve();
         self.server.opendir(reply);
     }
 
@@ -304,6 +333,7 @@ impl Filesystem for Handler {
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        let _serving = self.linger.serve();
         self.server.readdir(Call::new("readdir", ino, request), handle, offset, reply);
     }
 
@@ -315,6 +345,7 @@ impl Filesystem for Handler {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let _serving = self.linger.serve();
         self.server.readdirplus(Call::new("readdirplus", ino, request), handle, offset, reply);
     }
 
@@ -326,6 +357,7 @@ impl Filesystem for Handler {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.linger.serve();
         self.server.releasedir(handle);
         reply.ok();
     }
@@ -348,6 +380,7 @@ impl Filesystem for Handler {
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _serving = self.linger.serve();
         self.server.statfs(Call::new("statfs", ino, request), reply);
     }
 
@@ -361,19 +394,23 @@ impl Filesystem for Handler {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.linger.serve();
         let call = Call::new("setxattr", ino, request);
         self.server.setxattr(call, owned(name), value.to_vec(), flags, reply);
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _serving = self.linger.serve();
         self.server.getxattr(Call::new("getxattr", ino, request), name.as_bytes(), size, reply);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _serving = self.linger.serve();
         self.server.listxattr(Call::new("listxattr", ino, request), size, reply);
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _serving = self.linger.serve();
         self.server.removexattr(Call::new("removexattr", ino, request), owned(name), reply);
     }
 
@@ -393,6 +430,7 @@ impl Filesystem for Handler {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        let _serving = self.linger.serve();
         reply.error(Errno::ENOTTY);
     }
 
@@ -432,6 +470,7 @@ impl Filesystem for Handler {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _serving = self.linger.serve();
         self.server.lseek(Call::new("lseek", ino, request), offset, whence, reply);
     }
 

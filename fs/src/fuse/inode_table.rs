@@ -62,6 +62,16 @@ impl InodeTable {
         }
     }
 
+    /// Whether the kernel knows the inode.
+    pub(crate) fn is_known(&self, ino: u64) -> bool {
+        self.shard(ino).lock().contains_key(&ino)
+    }
+
+    /// Whether the inode has lost its last link and is still in use.
+    pub(crate) fn is_unlinked(&self, ino: u64) -> bool {
+        self.shard(ino).lock().get(&ino).is_some_and(|known| known.unlinked)
+    }
+
     /// Empties the table, at the session's end (the kernel then forgets without saying so). Gives the inodes to evict.
     #[must_use]
     pub(crate) fn take_unlinked(&self) -> Vec<u64> {
@@ -104,8 +114,11 @@ mod tests {
         table.looked_up(12);
         table.looked_up(13);
         assert!(!table.unlinked(12));
+        assert!(table.is_unlinked(12) && !table.is_unlinked(13) && !table.is_unlinked(14));
         assert!(!table.forget(12, 1));
+        assert!(table.is_known(12));
         assert!(table.forget(12, 1));
+        assert!(!table.is_known(12) && !table.is_unlinked(12));
         assert!(!table.forget(12, 1), "only once");
         assert!(!table.forget(13, 1), "it has links");
     }

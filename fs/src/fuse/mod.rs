@@ -20,6 +20,7 @@ mod evictions;
 mod frontend;
 mod handles;
 mod inode_table;
+mod linger;
 mod mount;
 mod mount_syscalls;
 mod node;

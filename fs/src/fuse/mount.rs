@@ -1,12 +1,14 @@
 //! Mounting, unmounting and remounting.
 
 use super::frontend::Handler;
+use super::linger::Linger;
 use super::mount_syscalls as sys;
 use super::server::{FrontendLun, Mode, Server};
 use fuser::{BackgroundSession, Config, Session, SessionACL};
 use parking_lot::Mutex;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -155,10 +157,12 @@ fn start_session(
     config.acl = acl;
     // The session is made from the device, not by fuser's own mounting: at its end that unmounts whatever lies at the
     // mount point by then.
-    let session = Session::from_fd(Handler::new(server.clone()), device, acl, config).and_then(|session| {
-        server.notify.set_notifier(session.notifier());
-        session.spawn()
-    });
+    let session = Linger::new(device.as_fd())
+        .and_then(|linger| Session::from_fd(Handler::new(server.clone(), linger), device, acl, config))
+        .and_then(|session| {
+            server.notify.set_notifier(session.notifier());
+            session.spawn()
+        });
     session.map(|session| (session, number)).map_err(|error| {
         if let Err(error) = sys::detach(mount_point) {
             log::error!("{} stays mounted: {error}", mount_point.display());
@@ -240,12 +244,14 @@ impl Unmounter {
         self.state.ended.load(Ordering::SeqCst)
     }
 
-    /// Writes out the kernel's dirty pages (syncfs(2) on the mount).
+    /// Writes out the kernel's dirty pages (syncfs(2) on the mount), and frees what has been deleted.
     ///
     /// # Errors
     /// When a page can't be written.
     pub fn write_out(&self) -> io::Result<()> {
-        sys::sync_mount(&self.state.mount_point)
+        sys::sync_mount(&self.state.mount_point)?;
+        self.server.finish_evictions();
+        Ok(())
     }
 
     /// Unmounts, wherever in the tree the mount is by now. Succeeds if it is unmounted already.
@@ -300,6 +306,7 @@ impl Unmounter {
         };
         if read_only {
             kernel()?;
+            self.server.finish_evictions();
             luns()?;
         } else {
             luns()?;

@@ -171,38 +171,28 @@ impl Server {
     fn evict(self: &Arc<Self>, ino: u64) {
         let Ok(Node::Inode(lun, number)) = self.numbers.node(ino) else { return };
         self.starved.forget(ino);
-        match self.fs(lun).evict(Context { may_block: false, ..OWN_WORK }, number) {
-            Ok(()) => {}
-            Err(FsError::WouldBlock) => {
-                let server = self.clone();
-                self.evictions.add(lun, number);
-                self.pool.submit(Box::new(move || {
-                    server.evict_one();
-                }));
-            }
-            Err(error) => {
-                self.errors.refuse("evict", ino, &error);
-            }
+        if self.evictions.add(lun, number) {
+            let server = self.clone();
+            self.pool.submit(Box::new(move || {
+                server.evictions.collect();
+                server.evict_waiting();
+            }));
         }
-    }
-
-    /// Frees one of the inodes that wait for that; false if there is none.
-    fn evict_one(&self) -> bool {
-        let Some((lun, number)) = self.evictions.take() else { return false };
-        self.evict_waiting(lun, number);
-        self.evictions.done();
-        true
     }
 
     /// Returns when what had been deleted before is free. On a thread that may wait.
     pub(crate) fn finish_evictions(&self) {
-        while self.evict_one() {}
+        self.evict_waiting();
         self.evictions.wait();
     }
 
-    fn evict_waiting(&self, lun: usize, number: InodeNo) {
-        if let Err(error) = self.fs(lun).evict(OWN_WORK, number) {
-            self.errors.refuse("evict", self.numbers.fuse(lun, number), &error);
+    /// Frees the inodes that wait for that.
+    fn evict_waiting(&self) {
+        while let Some((lun, inodes)) = self.evictions.take() {
+            for (number, error) in self.fs(lun).evict_all(OWN_WORK, &inodes) {
+                self.errors.refuse("evict", self.numbers.fuse(lun, number), &error);
+            }
+            self.evictions.done(inodes.len());
         }
     }
 
@@ -274,11 +264,14 @@ impl Server {
     /// After the session's end: ends the threads and frees what was unlinked and still in use.
     pub(crate) fn finish(&self) {
         self.notify.finish();
+        self.evictions.hurry();
         self.pool.finish();
         for ino in self.table.take_unlinked() {
             if let Ok(Node::Inode(lun, number)) = self.numbers.node(ino) {
-                self.evict_waiting(lun, number);
+                // Whoever was to attend to them has gone.
+                let _ = self.evictions.add(lun, number);
             }
         }
+        self.evict_waiting();
     }
 }

@@ -8,6 +8,11 @@ use super::super::tx::{CREDITS, Tx};
 use super::super::types::InodeNo;
 use super::{check_mutable, check_name, drop_link, drop_subdirectory, is_short_symlink};
 
+/// Inodes freed in one handle at most: the core is locked meanwhile.
+const EVICTIONS_MAX: usize = 16;
+/// Blocks changed in a handle at which no further inode is begun: one may need as many again.
+const EVICTION_CREDITS: usize = CREDITS / 2;
+
 impl Ext4 {
     /// Removes a name of what is no directory. Gives the attributes behind it: with no links left, the inode lives on the orphan
     /// list until [`Ext4::evict`].
@@ -75,7 +80,43 @@ impl Ext4 {
     }
 }
 
+impl Ext4 {
+    /// As [`Ext4::evict`] for each of them, with several in one handle. Gives those that could not be freed, and why.
+    pub fn evict_all(&self, context: Context, inodes: &[InodeNo]) -> Vec<(InodeNo, FsError)> {
+        let mut failed = Vec::new();
+        let mut rest = inodes;
+        while let Some(first) = rest.first() {
+            match self.with_tx(context, CREDITS, |tx| tx.evict_several(rest)) {
+                Ok(freed) => rest = &rest[freed..],
+                // It changed nothing, and one of them is why: they are freed one by one from here on.
+                Err(_) => {
+                    if let Err(error) = self.evict(context, *first) {
+                        failed.push((*first, error));
+                    }
+                    rest = &rest[1..];
+                }
+            }
+        }
+        failed
+    }
+}
+
 impl Tx<'_> {
+    /// Frees as many of these as one handle may; none if the first one needs another handle.
+    fn evict_several(&mut self, inodes: &[InodeNo]) -> Result<usize> {
+        let mut freed = 0;
+        for ino in inodes.iter().take(EVICTIONS_MAX) {
+            if freed > 0 && self.changed_blocks() >= EVICTION_CREDITS {
+                break;
+            }
+            if self.core.orphans.contains(*ino) && !self.evict_step(*ino)? {
+                break;
+            }
+            freed += 1;
+        }
+        Ok(freed)
+    }
+
     pub(super) fn finish_removal(&mut self, dir: &mut Inode, inode: &mut Inode) -> Result<Attr> {
         let now = Timestamp::now();
         drop_link(self, inode, now)?;

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use crate::ext4::WriteAt;
 use crate::ext4::attr::{NewNode, RenameMode};
 use crate::ext4::test_images::{Image, ROOT, Random, crash, state};
 use std::collections::BTreeMap;
@@ -305,6 +306,37 @@ fn orphans_are_cleaned_at_the_next_open() {
     fs.clean_orphans().unwrap();
     assert_eq!(fs.getattr(open).unwrap().links, 0);
     fs.evict(ROOT, open).unwrap();
+    image.judge(fs);
+}
+
+/// Deleted files are freed several in a handle, a fragmented one over many: none is left out, and none but them is freed.
+#[test]
+fn deleted_files_are_freed_together() {
+    let image = Image::make("64M", &["-b", "1024"]);
+    let fs = image.open();
+    let free = fs.statfs().unwrap();
+    let write = |ino, block: u64| {
+        fs.write(ROOT, ino, WriteAt::Offset(block * 1024), vec![7; 1024].into(), false).unwrap();
+    };
+    let mut gone: Vec<InodeNo> = (0..60).map(|i| file(&fs, R, format!("f{i}").as_bytes())).collect();
+    gone.iter().for_each(|ino| write(*ino, 0));
+    // Every second block only: an extent each, in many blocks of its tree.
+    (0..4000).for_each(|block| write(gone[20], 2 * block));
+    let dir = mkdir(&fs, R, b"dir");
+    let kept = file(&fs, R, b"kept");
+    for i in 0..60 {
+        fs.unlink(ROOT, R, format!("f{i}").as_bytes()).unwrap();
+    }
+    fs.rmdir(ROOT, R, b"dir").unwrap();
+    gone.extend([dir, kept, gone[3], InodeNo(9999)]);
+    assert!(fs.evict_all(ROOT, &gone[..30]).is_empty());
+    assert_eq!(fs.getattr(gone[30]).unwrap().links, 0, "not yet");
+    assert!(fs.evict_all(ROOT, &gone).is_empty());
+    assert_eq!(fs.with_core(|core| Ok(core.last_orphan)).unwrap(), 0);
+    assert_eq!(fs.getattr(kept).unwrap().links, 1);
+    gone.iter().filter(|ino| **ino != kept).for_each(|ino| refused(fs.getattr(*ino), libc::ESTALE));
+    let now = fs.statfs().unwrap();
+    assert_eq!((now.blocks_free, now.inodes_free), (free.blocks_free, free.inodes_free - 1));
     image.judge(fs);
 }
 

@@ -26,6 +26,13 @@ impl Change {
         let times = atime.is_some() || mtime.is_some();
         !times && self.size.is_none() && permissions.is_none() && uid.is_none() && gid.is_none()
     }
+
+    /// Nothing but the times of a change, as the kernel sends them when it writes out those that it keeps.
+    fn is_write_out_of_times(&self) -> bool {
+        let SetAttr { permissions, uid, gid, atime, mtime, ctime, kill_privileges: _ } = self.set;
+        let others = permissions.is_some() || uid.is_some() || gid.is_some() || atime.is_some();
+        !others && self.size.is_none() && mtime.is_some() && ctime.is_some()
+    }
 }
 
 impl Server {
@@ -48,6 +55,11 @@ impl Server {
     }
 
     pub(crate) fn setattr(self: &Arc<Self>, call: Call, change: Change, reply: ReplyAttr) {
+        // With its writeback cache the kernel writes out the times of each file that it has just unlinked, and goes on
+        // keeping them itself; nobody will read them in the image.
+        if self.mode == Mode::Async && change.is_write_out_of_times() && self.table.is_unlinked(call.ino) {
+            return self.getattr(call, false, reply);
+        }
         self.run(
             call,
             reply,

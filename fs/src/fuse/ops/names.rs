@@ -71,7 +71,14 @@ impl Server {
                 let lun = lun.ok_or(FsError::Errno(libc::ENOENT))?;
                 Ok(found(lun, self.fs(lun).getattr(InodeNo::ROOT)?))
             }
-            Node::Inode(lun, number) if name == b"." => Ok(found(lun, self.fs(lun).getattr(number)?)),
+            Node::Inode(lun, number) if name == b"." => {
+                let attr = self.fs(lun).getattr(number)?;
+                // Deleted, and forgotten by the kernel: it only waits for its eviction.
+                if attr.links == 0 && !self.table.is_known(parent) {
+                    return Err(FsError::Errno(libc::ESTALE));
+                }
+                Ok(found(lun, attr))
+            }
             Node::Inode(_, InodeNo::ROOT) if name == b".." && !self.numbers.is_single() => {
                 Ok((self.lun_directory(), Generation(0)))
             }
@@ -134,6 +141,8 @@ impl Server {
             |server, reply, (lun, attr)| {
                 let shown = server.looked_up(lun, &attr);
                 server.changed(shown.ino.0);
+                // The kernel asks at the first write: nobody but us knows the inode yet.
+                server.without_capability.insert(shown.ino.0);
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 reply.created(&CACHED_FOR, &shown, generation(&attr), FileHandle(0), flags);
             },

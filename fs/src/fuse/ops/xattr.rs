@@ -50,6 +50,9 @@ impl Server {
     }
 
     pub(crate) fn getxattr(&self, call: Call, name: &[u8], room: u32, reply: ReplyXattr) {
+        if name == CAPABILITY && self.without_capability.contains(call.ino) {
+            return reply.error(Errno::ENODATA);
+        }
         let value =
             self.inode(call.ino, libc::ENODATA).and_then(|(lun, number)| self.fs(lun).getxattr(number, name));
         self.answer_xattr(call, value, room, reply);
