@@ -6,6 +6,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything.
@@ -425,13 +426,18 @@ pub(crate) fn is_mounted(path: &Path) -> bool {
     mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str())
 }
 
-/// A loopback port free for TCP and UDP.
+/// A loopback port free for TCP and UDP. It lies below those that the system gives to outgoing connections, one of which could
+/// otherwise take it before the peer does; and no two callers in this process get the same.
 pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
     loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").expect("loopback");
-        let addr = tcp.local_addr().expect("an address");
-        if UdpSocket::bind(addr).is_ok() {
-            return addr.port();
+        let turn = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(61));
+        let port = (FIRST + turn % COUNT) as u16;
+        let addr = ("127.0.0.1", port);
+        if TcpListener::bind(addr).is_ok() && UdpSocket::bind(addr).is_ok() {
+            return port;
         }
     }
 }
