@@ -95,8 +95,8 @@ impl Ext4 {
     /// Reserves, punches or zeroes a range. Large ranges take several transactions, each of which leaves the file whole.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` for collapse and insert; `EINVAL`, `EFBIG`, `ENODEV`, `EPERM`, `ENOSPC` (what was reserved so far may
-    /// stay); `WouldBlock`: to be run again, whole.
+    /// `EINVAL`, `EFBIG`, `ENODEV`, `EPERM`, `ENOSPC` (what was reserved so far may stay); `WouldBlock`: to be run again,
+    /// whole.
     pub fn fallocate(
         &self,
         context: Context,
@@ -141,7 +141,6 @@ impl Ext4 {
                 let new_size = if keep_size { 0 } else { end };
                 Ok(self.work(context, ino, Work::Reserve, outer, (0, 0), new_size)?.or(first))
             }
-            Fallocate::CollapseRange | Fallocate::InsertRange => errno(libc::EOPNOTSUPP),
         }
     }
 

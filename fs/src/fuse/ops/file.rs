@@ -56,8 +56,6 @@ fn fallocate_operation(mode: i32) -> Result<Fallocate> {
         0 => Ok(Fallocate::Reserve { keep_size }),
         PUNCH if keep_size => Ok(Fallocate::PunchHole),
         ZERO => Ok(Fallocate::ZeroRange { keep_size }),
-        libc::FALLOC_FL_COLLAPSE_RANGE if !keep_size => Ok(Fallocate::CollapseRange),
-        libc::FALLOC_FL_INSERT_RANGE if !keep_size => Ok(Fallocate::InsertRange),
         _ => Err(FsError::Errno(libc::EOPNOTSUPP)),
     }
 }
@@ -216,8 +214,8 @@ mod tests {
         assert_eq!(of(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE), Some(Fallocate::PunchHole));
         assert_eq!(of(FALLOC_FL_PUNCH_HOLE), None);
         assert_eq!(of(FALLOC_FL_ZERO_RANGE), Some(Fallocate::ZeroRange { keep_size: false }));
-        assert_eq!(of(FALLOC_FL_COLLAPSE_RANGE), Some(Fallocate::CollapseRange));
-        assert_eq!(of(FALLOC_FL_INSERT_RANGE), Some(Fallocate::InsertRange));
+        assert_eq!(of(FALLOC_FL_COLLAPSE_RANGE), None);
+        assert_eq!(of(FALLOC_FL_INSERT_RANGE), None);
         assert_eq!(of(FALLOC_FL_UNSHARE_RANGE), None);
         assert_eq!(of(FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_ZERO_RANGE), None);
     }
