@@ -104,7 +104,15 @@ impl Server {
                 server.drop_capability(context, call.ino, lun, number)?;
                 let (place, data) = (write.place(server.mode), write.data.clone());
                 let before = server.evictions.finished();
+                let length = data.len();
                 let written = server.fs(lun).write(context, number, place, data, write.kill_privileges);
+                // The kernel takes an answer of fewer bytes than its pages have for success, and the rest would be lost.
+                let written = match written {
+                    Ok(written) if write.cached && written.bytes < length => {
+                        Err(FsError::Errno(libc::ENOSPC))
+                    }
+                    other => other,
+                };
                 if let (true, Err(FsError::Errno(libc::ENOSPC))) = (write.cached, &written)
                     && !server.evictions.may_have_freed(before)
                 {
@@ -145,7 +153,8 @@ impl Server {
                     let kill = SetAttr { kill_privileges: true, ..SetAttr::default() };
                     fs.setattr(context, number, &kill)?;
                 }
-                let appended = fs.fallocate(context, number, operation, offset, length)?;
+                let keep_times = server.fallocate_keeps_times.load(Ordering::Relaxed);
+                let appended = fs.fallocate(context, number, operation, offset, length, keep_times)?;
                 server.changed(call.ino);
                 Ok((lun, appended))
             },
