@@ -43,7 +43,7 @@ fn work(steps: usize, own: &mut Area, shared: &Mutex<Area>, mut random: Random) 
 /// Runs a seed; gives the operations that succeeded, by kind.
 fn run(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
     println!("seed {seed} (MIRRORFS_MODEL_SEED={seed} repeats it)");
-    let mode = if seed % 2 == 0 { Mode::Sync } else { Mode::Async };
+    let mode = if seed.is_multiple_of(2) { Mode::Sync } else { Mode::Async };
     let mut mount = Mount::new(&["data"], mode);
     let root = mount.root();
     let area = |name: &str, number: u64| Area::make(root.join(name), seed * 1000 + number, Defect::None);
