@@ -87,11 +87,26 @@ fn refused_features() {
         let image = pair.dir.path().join("stock.img");
         mkfs(&image, kind);
         pair.setup.mount = vec![format!("--image={}", image.display()), "--local".into()];
-        let before = fs::read(&image).expect("reading")[..90 << 20].to_vec();
+        let before = fs::read(&image).expect("reading");
         let text = refused(&pair);
         assert!(text.contains(name), "{name}: {text}");
-        assert!(fs::read(&image).expect("reading")[..90 << 20] == before, "{name}: not a byte is written");
+        assert!(fs::read(&image).expect("reading") == before, "{name}: not a byte is written");
     }
+    // A feature that has no name yet.
+    let mut pair = Pair::prepare(Setup { peer: false, ..Setup::default() });
+    let image = pair.dir.path().join("stock.img");
+    mkfs(&image, &["-O", "^metadata_csum"]);
+    let file = fs::File::options().read(true).write(true).open(&image).expect("opening");
+    let mut incompatible = [0; 4];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut incompatible, 1024 + 0x60).expect("reading");
+    let incompatible = u32::from_le_bytes(incompatible) | 1 << 30;
+    std::os::unix::fs::FileExt::write_all_at(&file, &incompatible.to_le_bytes(), 1024 + 0x60)
+        .expect("writing");
+    pair.setup.mount = vec![format!("--image={}", image.display()), "--local".into()];
+    let before = fs::read(&image).expect("reading");
+    let text = refused(&pair);
+    assert!(text.contains("0x40000000"), "{text}");
+    assert!(fs::read(&image).expect("reading") == before, "not a byte is written");
     let mut pair = Pair::prepare(Setup { peer: false, ..Setup::default() });
     let image = pair.dir.path().join("text.img");
     fs::write(&image, "this is no file system\n".repeat(100_000)).expect("writing");

@@ -10,6 +10,7 @@ mod images;
 mod lifecycle;
 mod namespaces;
 mod outage;
+mod posix;
 mod programs;
 mod protocol;
 mod refusals;
@@ -37,13 +38,20 @@ fn main() -> ExitCode {
     }
     let missing = claims::missing();
     assert!(missing.is_empty(), "claims without a test of their own: {missing:?}");
-    let themes: [(&str, &[Case]); 9] = [
+    let without_judges = posix::judges_lacking();
+    if let (Some(why), None) = (&without_judges, &lacking) {
+        eprintln!("The judges' tests are SKIPPED: {why}");
+    }
+    let themes: [(&str, &[Case]); 11] = [
+        // The longest first.
+        ("judges", posix::JUDGES),
         ("claims", claims::CASES),
         ("commands", commands::CASES),
         ("crash", crash::CASES),
         ("images", images::CASES),
         ("lifecycle", lifecycle::CASES),
         ("outage", outage::CASES),
+        ("posix", posix::CASES),
         ("programs", programs::CASES),
         ("protocol", protocol::CASES),
         ("refusals", refusals::CASES),
@@ -56,7 +64,8 @@ fn main() -> ExitCode {
             if let (None, Some(why)) = (&lacking, &why) {
                 eprintln!("{name} is SKIPPED: {why}");
             }
-            let ignored = lacking.is_some() || why.is_some();
+            let no_judges = name.starts_with("judges::") && without_judges.is_some();
+            let ignored = lacking.is_some() || why.is_some() || no_judges;
             let noted = name.clone();
             let run = move || {
                 let outcome = guarded(run);

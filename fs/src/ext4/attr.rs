@@ -164,6 +164,11 @@ pub enum RenameMode {
     NoReplace,
     /// Swap the two.
     Exchange,
+    /// Leave a whiteout (a character device 0:0, by which overlayfs hides what lies below) under the old name.
+    Whiteout {
+        /// Replace an existing target; otherwise EEXIST.
+        replace: bool,
+    },
 }
 
 /// How `setxattr` treats an existing value.
@@ -192,10 +197,6 @@ pub enum Fallocate {
         /// Leave the size.
         keep_size: bool,
     },
-    /// Remove the range, moving what follows down.
-    CollapseRange,
-    /// Insert a hole, moving what follows up.
-    InsertRange,
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ mod test_support;
 
 pub use file::{WriteAt, Written};
 pub use layout::Layout;
+pub(crate) use superblock::check_supported;
 
 use crate::image::Lun;
 use error::Result;

@@ -138,7 +138,7 @@ impl Geometry {
             return Err(FsError::Unsupported("not an ext4 file system (no superblock magic)".into()));
         }
         let (compat, incompat, ro_compat) = (le32(raw, 0x5C), le32(raw, 0x60), le32(raw, 0x64));
-        check_features(compat, incompat, ro_compat)?;
+        check_supported(raw)?;
         let metadata_csum = ro_compat & feature::RO_COMPAT_METADATA_CSUM != 0;
         if metadata_csum && crc32c(!0, &raw[..0x3FC]) != le32(raw, 0x3FC) {
             return Err(corrupt("wrong checksum"));
@@ -288,6 +288,14 @@ impl Geometry {
     pub(crate) fn byte_of(&self, block: BlockNo) -> u64 {
         block.0 * u64::from(self.block_size)
     }
+}
+
+/// Whether a file system with this superblock can be served.
+///
+/// # Errors
+/// `Unsupported`, which names the feature.
+pub(crate) fn check_supported(raw: &[u8]) -> Result<()> {
+    check_features(le32(raw, 0x5C), le32(raw, 0x60), le32(raw, 0x64))
 }
 
 fn check_features(compat: u32, incompat: u32, ro_compat: u32) -> Result<()> {

@@ -11,7 +11,7 @@ use fuser::{
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, RequestId,
-    TimeOrNow, WriteFlags,
+    TimeOrNow, Version, WriteFlags,
 };
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -24,6 +24,8 @@ use std::time::SystemTime;
 
 /// Bytes of one WRITE at most; the kernel's `fs.fuse.max_pages_limit` allows no more.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// From this protocol version on (Linux 6.1) the kernel with its writeback cache moves a file's times on at fallocate.
+const FALLOCATE_KEEPS_TIMES: (u32, u32) = (7, 37);
 /// Requests that nobody waits for (readahead, writeback) which the kernel has under way at most.
 const BACKGROUND_MAX: u16 = 64;
 
@@ -82,6 +84,12 @@ impl Filesystem for Handler {
         // FUSE_ATOMIC_O_TRUNC is left out: it needs the OPEN that this saves.
         let unasked = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.server.opens_unasked.store(unasked, Ordering::Relaxed);
+        // Where it does, a time of ours would be a later one than what programs have seen.
+        let Version(major, minor) = config.kernel_abi();
+        let keeps_times = config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE)
+            && self.server.mode == Mode::Async
+            && (major, minor) >= FALLOCATE_KEEPS_TIMES;
+        self.server.fallocate_keeps_times.store(keeps_times, Ordering::Relaxed);
         for refused in [
             config.set_max_write(WRITE_BYTES_MAX).err().map(|_| "max_write"),
             config.set_max_background(BACKGROUND_MAX).err().map(|_| "max_background"),

@@ -73,6 +73,8 @@ pub(crate) struct Server {
     pub(crate) evictions: Evictions,
     /// The kernel opens and closes files without asking.
     pub(crate) opens_unasked: AtomicBool,
+    /// The kernel keeps the times of a file's contents, for fallocate too.
+    pub(crate) fallocate_keeps_times: AtomicBool,
     /// Inodes whose access time needs no update until they change.
     fresh_atime: SlotCache,
     fresh_atime_until_s: AtomicU64,
@@ -102,6 +104,7 @@ impl Server {
             starved: Starved::default(),
             evictions: Evictions::default(),
             opens_unasked: AtomicBool::new(false),
+            fallocate_keeps_times: AtomicBool::new(false),
             fresh_atime: SlotCache::new(),
             fresh_atime_until_s: AtomicU64::new(ATIME_CHECK_INTERVAL_S),
             options,

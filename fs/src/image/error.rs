@@ -49,6 +49,14 @@ pub enum ImageError {
         /// What it is instead, as far as can be told.
         found: String,
     },
+    /// An ext4 that can't be served, refused before it is changed.
+    #[error("{}: {why}", path.display())]
+    Unsupported {
+        /// The image.
+        path: PathBuf,
+        /// The feature.
+        why: String,
+    },
     /// The file ends before its file system does.
     #[error("{} is cut short: its file system has {expected} bytes, the file {found}", path.display())]
     Truncated {

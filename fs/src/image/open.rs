@@ -118,6 +118,11 @@ impl Image {
                 LabelSlot::append(&file, offset, slot.serial(), slot.label().clone()).map_err(write_error())?
             }
             None => {
+                // What will not be served is not changed either.
+                crate::ext4::check_supported(superblock.raw()).map_err(|error| ImageError::Unsupported {
+                    path: path.to_owned(),
+                    why: error.to_string(),
+                })?;
                 found.adopted = true;
                 let uuid = LunUuid(random_bytes().map_err(write_error())?);
                 let label = Label::new_primary(uuid, name.to_owned(), size_bytes).map_err(write_error())?;

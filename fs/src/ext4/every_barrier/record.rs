@@ -117,7 +117,8 @@ fn prepare(form: &Form, plan: &Plan, seed: u64, pages: Pages) -> (Pages, Vec<Wor
     let ballast = ext4.make(ROOT, InodeNo::ROOT, b"ballast", NewNode::Regular, 0o644, 0).expect("a file").ino;
     let free = ext4.statfs().expect("statfs").blocks_free * form.block_size;
     let length = free.saturating_sub(form.free_bytes) / form.block_size * form.block_size;
-    ext4.fallocate(ROOT, ballast, Fallocate::Reserve { keep_size: false }, 0, length).expect("the ballast");
+    ext4.fallocate(ROOT, ballast, Fallocate::Reserve { keep_size: false }, 0, length, false)
+        .expect("the ballast");
     ext4.close().expect("closing");
     (image.snapshot(), workers)
 }

@@ -405,7 +405,7 @@ impl Worker {
     ) {
         let operation = self.begin(shared);
         // What did not fit may have been done in part.
-        let _part = fits(ext4.fallocate(ROOT, self.ino(object), what, offset, length));
+        let _part = fits(ext4.fallocate(ROOT, self.ino(object), what, offset, length, false));
         let size = ext4.getattr(self.ino(object)).expect("it is there").size;
         let zeroed = match what {
             Fallocate::Reserve { .. } => 0..0,

@@ -26,6 +26,13 @@ enum Work {
     Punch,
 }
 
+/// One fallocate.
+#[derive(Clone, Copy)]
+struct Job {
+    ino: InodeNo,
+    keep_times: bool,
+}
+
 impl Ext4 {
     /// Sets a file's size, and `change` with it, in one transaction (freeing the blocks of a large file may take more; it is on
     /// the orphan list meanwhile). Blocks reserved behind the end are freed, unless the file grows.
@@ -93,10 +100,11 @@ impl Ext4 {
     }
 
     /// Reserves, punches or zeroes a range. Large ranges take several transactions, each of which leaves the file whole.
+    /// `keep_times`: the kernel has moved the file's times on and will send them.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` for collapse and insert; `EINVAL`, `EFBIG`, `ENODEV`, `EPERM`, `ENOSPC` (what was reserved so far may
-    /// stay); `WouldBlock`: to be run again, whole.
+    /// `EINVAL`, `EFBIG`, `ENODEV`, `EPERM`, `ENOSPC` (what was reserved so far may stay); `WouldBlock`: to be run again,
+    /// whole.
     pub fn fallocate(
         &self,
         context: Context,
@@ -104,7 +112,9 @@ impl Ext4 {
         operation: Fallocate,
         offset: u64,
         length: u64,
+        keep_times: bool,
     ) -> Result<Option<Appended>> {
+        let job = Job { ino, keep_times };
         let _data = self.data_locks.of(ino).write();
         let (size, limit, block_size) = self.with_core(|core| {
             let inode = core.inode(ino)?;
@@ -125,23 +135,22 @@ impl Ext4 {
         match operation {
             Fallocate::Reserve { keep_size } => {
                 let new_size = if keep_size { 0 } else { end };
-                self.work(context, ino, Work::Reserve, outer, (0, 0), new_size)
+                self.work(context, job, Work::Reserve, outer, (0, 0), new_size)
             }
             Fallocate::PunchHole => {
                 if offset >= size {
                     // Nothing to free, but the file counts as modified.
-                    return self.work(context, ino, Work::Punch, (0, 0), (0, 0), 0);
+                    return self.work(context, job, Work::Punch, (0, 0), (0, 0), 0);
                 }
                 // What lies behind the end in its block is a hole too.
                 let end = if end >= size { size.next_multiple_of(block_size) } else { end };
-                self.work(context, ino, Work::Punch, inner(end), (offset, end), 0)
+                self.work(context, job, Work::Punch, inner(end), (offset, end), 0)
             }
             Fallocate::ZeroRange { keep_size } => {
-                let first = self.work(context, ino, Work::Unwrite, inner(end), (offset, end), 0)?;
+                let first = self.work(context, job, Work::Unwrite, inner(end), (offset, end), 0)?;
                 let new_size = if keep_size { 0 } else { end };
-                Ok(self.work(context, ino, Work::Reserve, outer, (0, 0), new_size)?.or(first))
+                Ok(self.work(context, job, Work::Reserve, outer, (0, 0), new_size)?.or(first))
             }
-            Fallocate::CollapseRange | Fallocate::InsertRange => errno(libc::EOPNOTSUPP),
         }
     }
 
@@ -150,7 +159,7 @@ impl Ext4 {
     fn work(
         &self,
         context: Context,
-        ino: InodeNo,
+        Job { ino, keep_times }: Job,
         work: Work,
         blocks: (u64, u64),
         zero: (u64, u64),
@@ -181,8 +190,10 @@ impl Ext4 {
                     zeroes = Zeroes::in_block(tx.core, &inode, inode.size, size)?;
                     inode.size = size;
                 }
-                let now = Timestamp::now();
-                (inode.mtime, inode.ctime) = (now, now);
+                if !keep_times {
+                    let now = Timestamp::now();
+                    (inode.mtime, inode.ctime) = (now, now);
+                }
                 if tx.context.uid != 0 {
                     tx.kill_privileges(&mut inode)?;
                 }

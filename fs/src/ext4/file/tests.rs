@@ -109,7 +109,7 @@ impl Image {
     }
 
     fn fallocate(&self, file: usize, operation: Fallocate, offset: u64, length: u64) {
-        self.fs().fallocate(ROOT, self.files[file], operation, offset, length).unwrap();
+        self.fs().fallocate(ROOT, self.files[file], operation, offset, length, false).unwrap();
     }
 }
 
@@ -672,7 +672,7 @@ fn parallel_writers_and_readers_keep_files_apart() {
                         }
                         1 => {
                             let offset = random.below(model.len() as u64 + 1);
-                            fs.fallocate(ROOT, ino, Fallocate::PunchHole, offset, 30_000).unwrap();
+                            fs.fallocate(ROOT, ino, Fallocate::PunchHole, offset, 30_000, false).unwrap();
                             let end = model.len().min(offset as usize + 30_000);
                             model[offset as usize..end].fill(0);
                         }

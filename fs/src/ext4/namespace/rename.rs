@@ -1,7 +1,7 @@
 //! Renaming.
 
 use super::super::Ext4;
-use super::super::attr::{Attr, Context, FileKind, RenameMode, Timestamp};
+use super::super::attr::{Attr, Context, FileKind, NewNode, RenameMode, Timestamp};
 use super::super::dir::Found;
 use super::super::error::{FsError, Result, errno};
 use super::super::inode::{Inode, flag};
@@ -101,7 +101,9 @@ impl Tx<'_> {
             None => None,
         };
         match (mode, &target) {
-            (RenameMode::NoReplace, Some(_)) => return errno(libc::EEXIST),
+            (RenameMode::NoReplace | RenameMode::Whiteout { replace: false }, Some(_)) => {
+                return errno(libc::EEXIST);
+            }
             (RenameMode::Exchange, None) => return errno(libc::ENOENT),
             (_, Some(target)) if target.ino == source.ino => return Ok(None),
             _ => {}
@@ -124,7 +126,11 @@ impl Tx<'_> {
                 }
                 self.exchange(parents, (source, source_place), (target, place))
             }
-            (target, place) => self.replace(parents, (source, source_place), from.1, to.1, target.zip(place)),
+            (target, place) => {
+                let whiteout = matches!(mode, RenameMode::Whiteout { .. });
+                let names = (from.1, to.1, whiteout);
+                self.replace(parents, (source, source_place), names, target.zip(place))
+            }
         }
     }
 
@@ -132,8 +138,7 @@ impl Tx<'_> {
         &mut self,
         mut parents: Parents,
         (mut source, source_place): (Inode, Found),
-        from: &[u8],
-        to: &[u8],
+        (from, to, whiteout): (&[u8], &[u8], bool),
         target: Option<(Inode, Found)>,
     ) -> Result<Option<Attr>> {
         let now = Timestamp::now();
@@ -146,7 +151,7 @@ impl Tx<'_> {
                 _ => {}
             }
             self.dir_point(parents.to(), &place, source.ino, source.kind())?;
-            self.dir_remove(&parents.from, &source_place)?;
+            self.leave(&mut parents.from, &source_place, whiteout)?;
             if target.is_dir() {
                 // Where the parents differ the new directory's link replaces the old one's.
                 drop_subdirectory(parents.to_mut());
@@ -162,7 +167,7 @@ impl Tx<'_> {
                 Some(place) if place.ino == ino => place,
                 _ => return Err(FsError::corrupt("directory: lost a name", Some(parents.from.ino), None)),
             };
-            self.dir_remove(&parents.from, &place)?;
+            self.leave(&mut parents.from, &place, whiteout)?;
         }
         if source.is_dir() && parents.differ() {
             add_subdirectory(self.core, parents.to_mut())?;
@@ -173,6 +178,17 @@ impl Tx<'_> {
         self.put_touched(&source, true)?;
         parents.put(self, now)?;
         Ok(replaced)
+    }
+
+    /// Takes the old name away, or lets it name a new whiteout.
+    fn leave(&mut self, dir: &mut Inode, place: &Found, whiteout: bool) -> Result<()> {
+        if !whiteout {
+            return self.dir_remove(dir, place);
+        }
+        let node = NewNode::Special(FileKind::CharDevice, 0);
+        let inode = self.make_inode(dir, node, 0, 0)?;
+        self.dir_point(dir, place, inode.ino, inode.kind())?;
+        self.put_touched(&inode, true)
     }
 
     fn exchange(

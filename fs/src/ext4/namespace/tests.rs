@@ -166,6 +166,35 @@ fn renames_move_replace_and_swap() {
 }
 
 #[test]
+fn a_whiteout_takes_the_old_names_place() {
+    let image = Image::make("32M", &[]);
+    let fs = image.open();
+    let (a, b) = (mkdir(&fs, R, b"a"), mkdir(&fs, R, b"b"));
+    let moved = file(&fs, a, b"file");
+    let old = file(&fs, b, b"old");
+    let sub = mkdir(&fs, a, b"sub");
+    let whiteout = RenameMode::Whiteout { replace: false };
+    refused(fs.rename(ROOT, (a, b"file"), (b, b"old"), whiteout), libc::EEXIST);
+    let free = fs.statfs().unwrap().inodes_free;
+    let replaced =
+        fs.rename(ROOT, (a, b"file"), (b, b"old"), RenameMode::Whiteout { replace: true }).unwrap().unwrap();
+    assert_eq!((replaced.ino, replaced.links), (old, 0));
+    fs.evict(ROOT, old).unwrap();
+    fs.rename(ROOT, (a, b"sub"), (b, b"sub"), whiteout).unwrap();
+    assert_eq!(fs.statfs().unwrap().inodes_free, free - 1, "two whiteouts for one file");
+    for name in [&b"file"[..], b"sub"] {
+        let left = fs.lookup(a, name).unwrap();
+        assert_eq!((left.kind, left.rdev, left.permissions, left.links), (FileKind::CharDevice, 0, 0, 1));
+    }
+    assert_eq!(fs.lookup(b, b"old").unwrap().ino, moved);
+    assert_eq!(fs.lookup(b, b"sub").unwrap().ino, sub);
+    assert_eq!((fs.getattr(a).unwrap().links, fs.getattr(b).unwrap().links), (2, 3));
+    let listed = fs.read_dir(a, 0).unwrap();
+    assert_eq!(listed.iter().filter(|entry| entry.kind == FileKind::CharDevice).count(), 2);
+    image.judge(fs);
+}
+
+#[test]
 fn modes_owners_and_groups_follow_the_rules() {
     let image = Image::make("32M", &[]);
     let fs = image.open();
@@ -385,6 +414,9 @@ fn a_failed_operation_changes_nothing() {
             tx.put_touched(&inode, true)
         }),
         Box::new(move |tx| tx.rename((a, b"sub"), (b, b"moved"), RenameMode::Replace).map(drop)),
+        Box::new(move |tx| {
+            tx.rename((a, b"sub"), (b, b"moved"), RenameMode::Whiteout { replace: true }).map(drop)
+        }),
         Box::new(move |tx| tx.rename((a, b"sub"), (b, b"target"), RenameMode::Exchange).map(drop)),
         Box::new(move |tx| {
             let mut dir = tx.core.directory(b)?;

@@ -56,8 +56,6 @@ fn fallocate_operation(mode: i32) -> Result<Fallocate> {
         0 => Ok(Fallocate::Reserve { keep_size }),
         PUNCH if keep_size => Ok(Fallocate::PunchHole),
         ZERO => Ok(Fallocate::ZeroRange { keep_size }),
-        libc::FALLOC_FL_COLLAPSE_RANGE if !keep_size => Ok(Fallocate::CollapseRange),
-        libc::FALLOC_FL_INSERT_RANGE if !keep_size => Ok(Fallocate::InsertRange),
         _ => Err(FsError::Errno(libc::EOPNOTSUPP)),
     }
 }
@@ -106,7 +104,15 @@ impl Server {
                 server.drop_capability(context, call.ino, lun, number)?;
                 let (place, data) = (write.place(server.mode), write.data.clone());
                 let before = server.evictions.finished();
+                let length = data.len();
                 let written = server.fs(lun).write(context, number, place, data, write.kill_privileges);
+                // The kernel takes an answer of fewer bytes than its pages have for success, and the rest would be lost.
+                let written = match written {
+                    Ok(written) if write.cached && written.bytes < length => {
+                        Err(FsError::Errno(libc::ENOSPC))
+                    }
+                    other => other,
+                };
                 if let (true, Err(FsError::Errno(libc::ENOSPC))) = (write.cached, &written)
                     && !server.evictions.may_have_freed(before)
                 {
@@ -147,7 +153,8 @@ impl Server {
                     let kill = SetAttr { kill_privileges: true, ..SetAttr::default() };
                     fs.setattr(context, number, &kill)?;
                 }
-                let appended = fs.fallocate(context, number, operation, offset, length)?;
+                let keep_times = server.fallocate_keeps_times.load(Ordering::Relaxed);
+                let appended = fs.fallocate(context, number, operation, offset, length, keep_times)?;
                 server.changed(call.ino);
                 Ok((lun, appended))
             },
@@ -216,8 +223,8 @@ mod tests {
         assert_eq!(of(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE), Some(Fallocate::PunchHole));
         assert_eq!(of(FALLOC_FL_PUNCH_HOLE), None);
         assert_eq!(of(FALLOC_FL_ZERO_RANGE), Some(Fallocate::ZeroRange { keep_size: false }));
-        assert_eq!(of(FALLOC_FL_COLLAPSE_RANGE), Some(Fallocate::CollapseRange));
-        assert_eq!(of(FALLOC_FL_INSERT_RANGE), Some(Fallocate::InsertRange));
+        assert_eq!(of(FALLOC_FL_COLLAPSE_RANGE), None);
+        assert_eq!(of(FALLOC_FL_INSERT_RANGE), None);
         assert_eq!(of(FALLOC_FL_UNSHARE_RANGE), None);
         assert_eq!(of(FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_ZERO_RANGE), None);
     }

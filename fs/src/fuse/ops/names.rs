@@ -44,11 +44,13 @@ impl New {
 }
 
 fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
-    if flags.is_empty() {
-        Ok(RenameMode::Replace)
-    } else if flags == RenameFlags::RENAME_NOREPLACE {
-        Ok(RenameMode::NoReplace)
-    } else if flags == RenameFlags::RENAME_EXCHANGE {
+    let replace = !flags.contains(RenameFlags::RENAME_NOREPLACE);
+    let kind = flags.difference(RenameFlags::RENAME_NOREPLACE);
+    if kind.is_empty() {
+        Ok(if replace { RenameMode::Replace } else { RenameMode::NoReplace })
+    } else if kind == RenameFlags::RENAME_WHITEOUT {
+        Ok(RenameMode::Whiteout { replace })
+    } else if kind == RenameFlags::RENAME_EXCHANGE && replace {
         Ok(RenameMode::Exchange)
     } else {
         Err(FsError::Errno(libc::EINVAL))
@@ -247,8 +249,13 @@ mod tests {
         assert_eq!(rename_mode(RenameFlags::empty()).unwrap(), RenameMode::Replace);
         assert_eq!(rename_mode(RenameFlags::RENAME_NOREPLACE).unwrap(), RenameMode::NoReplace);
         assert_eq!(rename_mode(RenameFlags::RENAME_EXCHANGE).unwrap(), RenameMode::Exchange);
-        assert!(rename_mode(RenameFlags::RENAME_WHITEOUT).is_err());
-        assert!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_err());
+        let whiteout = RenameFlags::RENAME_WHITEOUT;
+        assert_eq!(rename_mode(whiteout).unwrap(), RenameMode::Whiteout { replace: true });
+        let no_replace = RenameFlags::RENAME_NOREPLACE;
+        assert_eq!(rename_mode(whiteout | no_replace).unwrap(), RenameMode::Whiteout { replace: false });
+        assert!(rename_mode(whiteout | RenameFlags::RENAME_EXCHANGE).is_err());
+        assert!(rename_mode(no_replace | RenameFlags::RENAME_EXCHANGE).is_err());
+        assert!(rename_mode(RenameFlags::from_bits_retain(8)).is_err());
     }
 
     #[test]

@@ -3,10 +3,16 @@
 //! Needs root and /dev/fuse; elsewhere each test says so and passes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use mirrorfs_fs::ext4::{Ext4, Options};
-use mirrorfs_fs::fuse::{Frontend, FrontendConfig, FrontendLun, Mode, MountOptions, Mounted, Unmounter};
-use mirrorfs_fs::image::{FormatOptions, Image, Lun, OpenOptions, Role, format};
-use mirrorfs_journal::log::{LogConfig, MirrorLog, Next, OnOutage, PeerLun};
+mod contents;
+mod foreign;
+mod large;
+mod model;
+mod names;
+mod rules;
+mod support;
+
+use mirrorfs_fs::fuse::Mode;
+use mirrorfs_journal::log::{MirrorLog, Next, PeerLun};
 use mirrorfs_journal::{Body, Epoch, LunId};
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -15,156 +21,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-/// A mount of one or several fresh images; unmounted when dropped, also by a failing test.
-struct Mount {
-    dir: tempfile::TempDir,
-    unmounter: Unmounter,
-    server: Option<JoinHandle<std::io::Result<()>>>,
-    parts: Vec<(PathBuf, Image, Arc<Ext4>)>,
-    /// The mirror log of [`Mount::mirrored`].
-    log: Option<Arc<MirrorLog>>,
-}
-
-fn can_mount() -> bool {
-    // SAFETY: takes nothing and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
-    if !(root && device) {
-        eprintln!("skipped: needs root and /dev/fuse");
-    }
-    root && device
-}
-
-impl Mount {
-    fn new(luns: &[&str], mode: Mode) -> Self {
-        Self::start(luns, mode, false)
-    }
-
-    /// One LUN in sync mode with a mirror log; a reply waits for the peer for as long as it takes.
-    fn mirrored() -> Self {
-        Self::start(&["data"], Mode::Sync, true)
-    }
-
-    fn start(luns: &[&str], mode: Mode, mirrored: bool) -> Self {
-        let shm = Path::new("/dev/shm");
-        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
-        let mountpoint = dir.path().join("mnt");
-        fs::create_dir(&mountpoint).unwrap();
-        let mut parts = Vec::new();
-        let mut served = Vec::new();
-        let mut log = None;
-        for name in luns {
-            let path = dir.path().join(format!("{name}.img"));
-            format(&path, &FormatOptions { name: (*name).into(), size_bytes: 96 << 20 }).unwrap();
-            let options =
-                OpenOptions { role: Role::Primary, name: (*name).into(), lock_wait: Duration::from_secs(5) };
-            let image = Image::open(&path, &options).unwrap();
-            if mirrored {
-                let config = LogConfig {
-                    dir: dir.path().join("queue"),
-                    memory_bytes_max: 64 << 20,
-                    queue_bytes_max: None,
-                    incarnation: image.label().incarnation,
-                    luns: vec![image.log_lun(LunId(0))],
-                };
-                let opened = MirrorLog::open(config).unwrap();
-                opened.set_on_outage(OnOutage::Block);
-                log = Some(opened);
-            }
-            let lun = Lun::new(image.backing(), log.clone().map(|log| (LunId(0), log)));
-            let fs = Ext4::open(lun.clone(), Options::default()).unwrap();
-            parts.push((path, image, fs.clone()));
-            served.push(FrontendLun { name: (*name).into(), fs, lun });
-        }
-        let options = MountOptions { allow_other: true, ..MountOptions::default() };
-        let mounted: Mounted = Frontend::mount(FrontendConfig {
-            mountpoint,
-            luns: served,
-            mode,
-            threads: None,
-            source: "a source, to the letter".into(),
-            options,
-        })
-        .unwrap();
-        let unmounter = mounted.unmounter();
-        let server = Some(std::thread::spawn(move || mounted.wait()));
-        Self { dir, unmounter, server, parts, log }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-
-    fn unmount(&self) {
-        // A program that another test just starts holds this one's files, too, until it is executed.
-        let is_busy = |error: &std::io::Error| error.raw_os_error() == Some(libc::EBUSY);
-        let mut unmounted = self.unmounter.unmount();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while unmounted.as_ref().is_err_and(is_busy) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-            unmounted = self.unmounter.unmount();
-        }
-        unmounted.unwrap();
-    }
-
-    /// Unmounts, closes, and has e2fsck look at each image.
-    fn finish(mut self) {
-        self.unmount();
-        self.server.take().unwrap().join().unwrap().unwrap();
-        for (path, image, fs) in std::mem::take(&mut self.parts) {
-            let epoch = fs.close().unwrap();
-            drop(fs);
-            image.close_clean(epoch).unwrap();
-            let output = Command::new("e2fsck").arg("-fn").arg(&path).output().unwrap();
-            let text = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "e2fsck: {text}");
-        }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        if let Some(log) = &self.log {
-            // Whoever still waits for the mirror is answered.
-            log.set_on_outage(OnOutage::Queue);
-            log.end_session();
-        }
-        if let Some(server) = self.server.take() {
-            let _ = self.unmounter.force();
-            let _ = server.join();
-        }
-    }
-}
-
-fn inodes_free(path: &Path) -> u64 {
-    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
-    // SAFETY: a C string and room for the answer; all zeros is a valid statvfs.
-    unsafe {
-        let mut numbers: libc::statvfs = std::mem::zeroed();
-        assert_eq!(libc::statvfs(path.as_ptr(), &raw mut numbers), 0);
-        numbers.f_ffree
-    }
-}
-
-fn seek(file: &File, offset: i64, whence: i32) -> i64 {
-    // SAFETY: the descriptor is open.
-    unsafe { libc::lseek(file.as_raw_fd(), offset, whence) }
-}
-
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
+use std::time::Duration;
+use support::{Mount, can_mount, seek, statvfs, until};
 
 fn files_behave(root: &Path) {
     let path = |name: &str| root.join(name);
@@ -264,16 +126,16 @@ fn an_unlinked_file_lives_until_its_last_close() {
     }
     let mount = Mount::new(&["data"], Mode::Async);
     let root = mount.root();
-    let free = inodes_free(&root);
+    let free = statvfs(&root).f_ffree;
     let mut file =
         fs::OpenOptions::new().read(true).write(true).create_new(true).open(root.join("gone")).unwrap();
     fs::remove_file(root.join("gone")).unwrap();
     file.write_all(b"still here").unwrap();
     file.sync_all().unwrap();
     assert_eq!(file.metadata().unwrap().nlink(), 0);
-    assert_eq!(inodes_free(&root), free - 1);
+    assert_eq!(statvfs(&root).f_ffree, free - 1);
     drop(file);
-    until("the inode was not freed", || inodes_free(&root) == free);
+    until("the inode was not freed", || statvfs(&root).f_ffree == free);
 
     // The same for what a rename replaces.
     fs::write(root.join("old"), b"old").unwrap();
@@ -284,7 +146,7 @@ fn an_unlinked_file_lives_until_its_last_close() {
     (&old).read_to_string(&mut text).unwrap();
     assert_eq!(text, "old");
     drop(old);
-    until("the replaced inode was not freed", || inodes_free(&root) == free - 1);
+    until("the replaced inode was not freed", || statvfs(&root).f_ffree == free - 1);
     mount.finish();
 }
 
@@ -322,14 +184,14 @@ fn a_mount_in_use_is_busy_and_a_read_only_one_refuses_writes() {
     let root = mount.root();
     fs::write(root.join("file"), b"before").unwrap();
     let open = File::open(root.join("file")).unwrap();
-    assert_eq!(mount.unmounter.unmount().unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    assert_eq!(mount.unmounter().unmount().unwrap_err().raw_os_error(), Some(libc::EBUSY));
     drop(open);
     // Not before no program that another test just starts holds the file, too.
-    until("it is not in use", || mount.unmounter.remount(true).is_ok());
+    until("it is not in use", || mount.unmounter().remount(true).is_ok());
     let refused = fs::write(root.join("other"), b"x").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
     assert_eq!(fs::read(root.join("file")).unwrap(), b"before");
-    mount.unmounter.remount(false).unwrap();
+    mount.unmounter().remount(false).unwrap();
     fs::write(root.join("file"), b"after").unwrap();
     mount.finish();
 }
@@ -505,7 +367,7 @@ fn sync_mode_answers_when_the_mirror_has_it() {
     let root = mount.root();
     let log = mount.log.clone().unwrap();
     let peer = PeerLun { id: LunId(0), durable_epoch: Epoch(0), resyncing: false, created: true };
-    log.set_region_source(LunId(0), mount.parts[0].2.lun().clone());
+    log.set_region_source(LunId(0), mount.parts[0].fs.lun().clone());
     log.begin_session(&[peer]).unwrap();
     let willing = Arc::new(AtomicU8::new(SILENT));
     let peer = std::thread::spawn({
