@@ -177,7 +177,7 @@ fn fill(opened: &Opened, block_size: usize) {
             fs.write(ROOT, pieces, WriteAt::Offset(at), some, false).expect("there is room");
         } else {
             let reserve = Fallocate::Reserve { keep_size: piece % 3 == 0 };
-            fs.fallocate(ROOT, pieces, reserve, at, block).expect("there is room");
+            fs.fallocate(ROOT, pieces, reserve, at, block, false).expect("there is room");
         }
     }
     // Indexed directory: long names of one file.

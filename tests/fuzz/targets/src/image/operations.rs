@@ -202,16 +202,16 @@ impl<'a> Session<'a> {
                 self.judge(input, "truncate", cut);
             }
             4 | 5 => {
-                let operation = match input.below(6) {
+                let operation = match input.below(5) {
                     0 => Fallocate::Reserve { keep_size: false },
                     1 => Fallocate::Reserve { keep_size: true },
                     2 => Fallocate::PunchHole,
                     3 => Fallocate::ZeroRange { keep_size: false },
-                    4 => Fallocate::ZeroRange { keep_size: true },
-                    _ => Fallocate::CollapseRange,
+                    _ => Fallocate::ZeroRange { keep_size: true },
                 };
                 let length = if input.once_in(6) { input.number() } else { length as u64 };
-                let done = fs.fallocate(context, ino, operation, offset, length);
+                let keep_times = input.once_in(2);
+                let done = fs.fallocate(context, ino, operation, offset, length, keep_times);
                 self.judge(input, "fallocate", done);
             }
             6 => {
