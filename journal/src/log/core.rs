@@ -284,6 +284,9 @@ impl Core {
         }
         if self.overflow_from.is_none() {
             if self.memory_bytes() > self.memory_bytes_max {
+                // Not in the middle of an epoch: after a crash the queue would have its end alone, and the mirror
+                // take it for the whole.
+                self.close_open(LunId(0));
                 self.overflow_from = Some(self.next_sequence.0);
             }
         } else if self.memory_bytes() < self.memory_bytes_max / 2
