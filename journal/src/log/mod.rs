@@ -277,6 +277,9 @@ impl MirrorLog {
         for map in &self.shared.maps {
             if let Err(source) = map.flush() {
                 self.end_session();
+                // A `ResyncBegin` may be in the log whose marks are not on the disk: it must not outlive this process.
+                let why = format!("region map {}: {source}", map.path().display());
+                self.shared.with_due(|core, due| core.give_up(why, 0, due));
                 return Err(LogError::Io { action: "write", path: map.path().to_path_buf(), source });
             }
         }
@@ -486,13 +489,15 @@ impl MirrorLog {
             core.settle(due);
             core.waiters.fail(due);
         });
-        threads::tidy(&self.shared, true);
+        let marked = threads::tidy(&self.shared, true);
         let stopped_before = self.shared.core.lock().stopping;
         self.stop();
         let core = self.shared.core.lock();
         let durable = core.luns.iter().map(|state| (state.id, state.durable)).collect();
         let last = core.disk.segments.values().next_back().map_or(0, |segment| segment.last);
-        if !stopped_before
+        // A map that can't be written may lack marks of what the queue gave up: the next mount must not trust it.
+        if marked
+            && !stopped_before
             && core.disk.first_unsynced().is_none()
             && let Err(error) = recovery::write_clean(&self.shared.folder, last)
         {

@@ -365,14 +365,17 @@ fn tidy_up(shared: &Shared, index: &mut Index) {
                 });
             (garbage, punch, first, core.disk.segments.is_empty(), cut_after)
         };
+    let mut marked = true;
     if garbage.iter().any(|(_, unsent)| *unsent) {
         for map in &shared.maps {
             if let Err(error) = map.flush() {
                 log::error!("region map {}: {error}", map.path().display());
+                marked = false;
             }
         }
     }
-    for (path, _) in garbage {
+    // What can't be marked is found again at the next mount.
+    for (path, _) in garbage.into_iter().filter(|(_, unsent)| marked || !unsent) {
         if let Err(error) = shared.folder.remove(&path)
             && error.kind() != io::ErrorKind::NotFound
         {

@@ -37,8 +37,8 @@ pub(crate) fn timer(shared: &Shared) {
     }
 }
 
-/// Clears the marks of regions that are the same on both sides, or safely queued.
-pub(crate) fn tidy(shared: &Shared, at_rest: bool) {
+/// Clears the marks of regions that are the same on both sides, or safely queued. False: a map can't be written.
+pub(crate) fn tidy(shared: &Shared, at_rest: bool) -> bool {
     let mut maps = Vec::new();
     {
         let core = shared.core.lock();
@@ -71,11 +71,14 @@ pub(crate) fn tidy(shared: &Shared, at_rest: bool) {
             maps.push(Arc::clone(&state.map));
         }
     }
+    let mut written = true;
     for map in maps {
         if let Err(error) = map.flush() {
             log::error!("region map {}: {error}", map.path().display());
+            written = false;
         }
     }
+    written
 }
 
 pub(crate) enum Work {
