@@ -6,9 +6,12 @@
 pub mod codec;
 pub mod ids;
 pub mod log;
+mod medium;
 mod queue;
 mod regions;
 pub mod request;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 
 pub use ids::{Epoch, Generation, Incarnation, LunId, LunUuid, REGION_BYTES, RegionNo, Sequence};
 pub use log::{MirrorLog, QueueView};

@@ -10,11 +10,10 @@
 //! piece. A damaged sector costs a resync of its 1024 regions, a damaged or foreign header one of all regions.
 
 use crate::ids::{Epoch, Generation, LunUuid, RegionNo};
+use crate::medium::{Folder, Handle, Mode};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
@@ -52,7 +51,7 @@ pub(crate) enum Fate {
 /// One LUN's marks. Locks: `inner` is a leaf, but for its own file's writes it is released.
 pub(crate) struct RegionMap {
     path: PathBuf,
-    file: File,
+    file: Handle,
     uuid: LunUuid,
     generation: Generation,
     regions: u64,
@@ -168,10 +167,10 @@ fn parse_header(
 }
 
 impl RegionMap {
-    /// Opens or makes the map in `dir`. The flag says whether a map of this LUN was found; if not, or if it can't be
+    /// Opens or makes the map in `folder`. The flag says whether a map of this LUN was found; if not, or if it can't be
     /// believed, all regions have the resync mark (durably).
     pub(crate) fn open(
-        dir: &Path,
+        folder: &Folder,
         uuid: LunUuid,
         generation: Generation,
         size_bytes: u64,
@@ -182,8 +181,8 @@ impl RegionMap {
                 "a LUN of {size_bytes} bytes is more than the region map can hold"
             )));
         }
-        let path = dir.join(format!("regions-{uuid}"));
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let path = folder.dir().join(format!("regions-{uuid}"));
+        let file = folder.open(&path, Mode::Make)?;
         let sectors = regions.div_ceil(REGIONS_PER_SECTOR) as usize;
         let words = sectors * WORDS_PER_SECTOR;
         let mut best: Option<(u64, u64, MapState)> = None;
@@ -267,7 +266,7 @@ impl RegionMap {
             map.file.set_len(0)?;
         }
         map.flush()?;
-        File::open(dir)?.sync_all()?;
+        folder.sync()?;
         Ok((map, known))
     }
 

@@ -1,13 +1,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 
 const UUID: LunUuid = LunUuid([3; 16]);
 const GENERATION: Generation = Generation(9);
 const SIZE: u64 = 3000 << 20;
 
 fn open(dir: &Path) -> (RegionMap, bool) {
-    RegionMap::open(dir, UUID, GENERATION, SIZE).unwrap()
+    RegionMap::open(&dir.into(), UUID, GENERATION, SIZE).unwrap()
 }
 
 fn in_sync(dir: &Path) -> RegionMap {
@@ -49,7 +51,7 @@ fn marks_come_in_runs_and_survive() {
 fn foreign_map_means_all_regions() {
     let dir = tempfile::tempdir().unwrap();
     drop(in_sync(dir.path()));
-    let (map, known) = RegionMap::open(dir.path(), UUID, Generation(10), SIZE).unwrap();
+    let (map, known) = RegionMap::open(&dir.path().into(), UUID, Generation(10), SIZE).unwrap();
     assert!(!known && map.all_resync());
 }
 
@@ -93,7 +95,7 @@ fn one_torn_header_is_no_loss() {
 fn grown_lun_has_its_new_regions_marked() {
     let dir = tempfile::tempdir().unwrap();
     drop(in_sync(dir.path()));
-    let (map, known) = RegionMap::open(dir.path(), UUID, GENERATION, SIZE + (100 << 20)).unwrap();
+    let (map, known) = RegionMap::open(&dir.path().into(), UUID, GENERATION, SIZE + (100 << 20)).unwrap();
     assert!(known);
     assert_eq!((map.resync_count(), map.next_resync(RegionNo(0))), (100, Some(RegionNo(3000))));
 }
@@ -162,7 +164,7 @@ fn golden_bytes() {
 fn shrunk_lun_forgets_the_marks_behind_its_end() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()));
-    let (map, known) = RegionMap::open(dir.path(), UUID, GENERATION, 1030 << 20).unwrap();
+    let (map, known) = RegionMap::open(&dir.path().into(), UUID, GENERATION, 1030 << 20).unwrap();
     assert!(known && map.all_resync());
     assert_eq!(map.marked_count(), 1030);
 }

@@ -13,6 +13,8 @@ pub mod connection;
 pub mod link;
 pub mod peer;
 mod refused;
+#[cfg(test)]
+mod simulation;
 pub mod status;
 pub mod store;
 pub mod supervise;

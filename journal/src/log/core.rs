@@ -6,11 +6,11 @@
 use super::types::{LogConfig, OnOutage, RegionSource};
 use super::waiters::{Due, Waiters};
 use crate::ids::{Epoch, LunId, RegionNo, Sequence};
+use crate::medium::Handle;
 use crate::queue::disk::Disk;
 use crate::regions::RegionMap;
 use crate::request::{Body, MirrorRequest, Origin};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -49,7 +49,7 @@ pub(crate) struct LunState {
     pub(crate) uncertain: bool,
     /// Records of the LUN before this number are not sent: a resync covers them.
     pub(crate) dropped_before: u64,
-    /// What the peer's label said; the first epoch after it names it as its previous one.
+    /// What the peer has, as it said or as we had heard; the first epoch after it names it as its previous one.
     pub(crate) base: Option<Epoch>,
     pub(crate) resync: Resync,
     /// Epoch of a `ResyncBegin` that the log still has.
@@ -74,7 +74,7 @@ pub(crate) enum Taken {
     /// The next record lies in this segment: to be read, with the lock released, from here.
     Read {
         segment: u64,
-        file: Arc<File>,
+        file: Arc<Handle>,
         from: u64,
         end: u64,
         cuts: u64,
@@ -284,6 +284,9 @@ impl Core {
         }
         if self.overflow_from.is_none() {
             if self.memory_bytes() > self.memory_bytes_max {
+                // Not in the middle of an epoch: after a crash the queue would have its end alone, and the mirror
+                // take it for the whole.
+                self.close_open(LunId(0));
                 self.overflow_from = Some(self.next_sequence.0);
             }
         } else if self.memory_bytes() < self.memory_bytes_max / 2

@@ -12,6 +12,8 @@ mod judge;
 mod lock;
 mod open;
 mod session;
+#[cfg(feature = "simulation")]
+mod simulated;
 mod spill;
 #[cfg(test)]
 mod tests;
@@ -27,11 +29,15 @@ mod view;
 mod waiters;
 
 pub use crate::regions::RegionHold;
+#[cfg(feature = "simulation")]
+pub use simulated::{Observed, SimulatedLog};
 pub use types::*;
 pub use view::QueueView;
 
 use self::core::{Core, Resync, Taken};
 use crate::ids::{Epoch, LunId, RegionNo, Sequence};
+use crate::medium::Folder;
+use crate::queue::index::Index;
 use crate::queue::{recovery, segment};
 use crate::regions::RegionMap;
 use crate::request::{Body, MirrorRequest, Origin};
@@ -65,6 +71,10 @@ pub(crate) struct Shared {
     /// One fdatasync of the queue at a time; who waited finds it done.
     sync_turn: Mutex<()>,
     queue_bytes_max: u64,
+    folder: Folder,
+    /// The log's threads don't run: whoever waits for the spiller does its work.
+    #[cfg(feature = "simulation")]
+    by_hand: Option<Mutex<spill::Spiller>>,
 }
 
 /// The mirror log of one link. Shared by `Arc`; all methods take `&self`; none blocks on the network.
@@ -73,7 +83,7 @@ pub(crate) struct Shared {
 pub struct MirrorLog {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    _lock: std::fs::File,
+    _lock: Option<std::fs::File>,
 }
 
 impl MirrorLog {
@@ -89,12 +99,27 @@ impl MirrorLog {
         };
         std::fs::create_dir_all(&config.dir).map_err(io("create", &config.dir))?;
         let lock = lock::acquire(&config.dir)?;
+        let folder = Folder::from(config.dir.as_path());
+        let (shared, index) = Self::recover(config, folder)?;
+        let log = Self { shared: Arc::new(shared), threads: Mutex::new(Vec::new()), _lock: Some(lock) };
+        log.start("log-timer", threads::timer)?;
+        log.start("log-resync", threads::resync)?;
+        log.start("log-spill", move |shared| spill::run(shared, spill::Spiller::new(index)))?;
+        Ok(Arc::new(log))
+    }
+
+    /// All of [`Self::open`] but directory, lock and threads.
+    fn recover(config: LogConfig, folder: Folder) -> Result<(Shared, Index), LogError> {
+        let io = |action, path: &std::path::Path| {
+            let path = path.to_path_buf();
+            move |source| LogError::Io { action, path, source }
+        };
         let error = io("use", &config.dir);
         if config.luns.len() > crate::codec::PREVIOUS_MAX {
             let limit = format!("more than {} LUNs in one link", crate::codec::PREVIOUS_MAX);
             return Err(error(std::io::Error::other(limit)));
         }
-        let opened = open::open(&config)?;
+        let opened = open::open(&config, &folder)?;
         let (mut core, maps) = (opened.core, opened.maps);
         for index in 0..core.luns.len() {
             open::resume_resync(&mut core, index, &opened.begins, &opened.ends);
@@ -105,8 +130,7 @@ impl MirrorLog {
                 open::default_budget(&config.dir).map_err(io("ask for the free space of", &config.dir))?
             }
         };
-        let index = opened.index;
-        let shared = Arc::new(Shared {
+        let shared = Shared {
             config,
             core: Mutex::new(core),
             maps,
@@ -119,12 +143,11 @@ impl MirrorLog {
             pump: RwLock::new(None),
             sync_turn: Mutex::new(()),
             queue_bytes_max,
-        });
-        let log = Self { shared, threads: Mutex::new(Vec::new()), _lock: lock };
-        log.start("log-timer", threads::timer)?;
-        log.start("log-resync", threads::resync)?;
-        log.start("log-spill", move |shared| spill::spiller(shared, index))?;
-        Ok(Arc::new(log))
+            folder,
+            #[cfg(feature = "simulation")]
+            by_hand: None,
+        };
+        Ok((shared, opened.index))
     }
 
     // ---- primary side -------------------------------------------------------------------------------------
@@ -151,8 +174,7 @@ impl MirrorLog {
             && !core.closing
             && core.first_to_spill().is_some()
         {
-            self.shared.spill_wake.notify_one();
-            self.shared.spilled.wait_for(&mut core, SPILL_WAIT);
+            self.shared.await_spiller(&mut core);
         }
         let appended = core.append(lun, origin, body, accepted_ms);
         self.shared.wake_for_append(&mut core);
@@ -183,8 +205,7 @@ impl MirrorLog {
                 if core.stopping || waits.is_none_or(|held| held.request.epoch > epoch) {
                     break;
                 }
-                self.shared.spill_wake.notify_one();
-                self.shared.spilled.wait_for(&mut core, SPILL_WAIT);
+                self.shared.await_spiller(&mut core);
             }
             if core.stopping || core.disk.first_unsynced().is_none_or(|unsynced| unsynced > epoch) {
                 return;
@@ -239,6 +260,12 @@ impl MirrorLog {
 
     // ---- link side ----------------------------------------------------------------------------------------
 
+    /// The last epoch of each LUN that is known to be durable on the mirror, for the greeting.
+    #[must_use]
+    pub fn heard_durable(&self) -> Vec<(LunId, Epoch)> {
+        let core = self.shared.core.lock();
+        core.luns.iter().map(|state| (state.id, state.durable)).collect()
+    }
     /// The peer has answered the greeting with these LUN states. Decides for each LUN whether the log reaches back far
     /// enough (or the queue is dropped, its regions marked, and a resync begun, whose thread the log runs), and
     /// positions [`Self::next`] at the lowest epoch that any LUN lacks. From now on the log is "live".
@@ -250,6 +277,9 @@ impl MirrorLog {
         for map in &self.shared.maps {
             if let Err(source) = map.flush() {
                 self.end_session();
+                // A `ResyncBegin` may be in the log whose marks are not on the disk: it must not outlive this process.
+                let why = format!("region map {}: {source}", map.path().display());
+                self.shared.with_due(|core, due| core.give_up(why, 0, due));
                 return Err(LogError::Io { action: "write", path: map.path().to_path_buf(), source });
             }
         }
@@ -440,8 +470,7 @@ impl MirrorLog {
         {
             let mut core = self.shared.core.lock();
             while core.first_to_spill().is_some() && !core.stopping {
-                self.shared.spill_wake.notify_one();
-                self.shared.spilled.wait_for(&mut core, SPILL_WAIT);
+                self.shared.await_spiller(&mut core);
             }
             if core.given_up.is_some()
                 && let Some(first) = core.memory.keys().next().copied()
@@ -460,15 +489,17 @@ impl MirrorLog {
             core.settle(due);
             core.waiters.fail(due);
         });
-        threads::tidy(&self.shared, true);
+        let marked = threads::tidy(&self.shared, true);
         let stopped_before = self.shared.core.lock().stopping;
         self.stop();
         let core = self.shared.core.lock();
         let durable = core.luns.iter().map(|state| (state.id, state.durable)).collect();
         let last = core.disk.segments.values().next_back().map_or(0, |segment| segment.last);
-        if !stopped_before
+        // A map that can't be written may lack marks of what the queue gave up: the next mount must not trust it.
+        if marked
+            && !stopped_before
             && core.disk.first_unsynced().is_none()
-            && let Err(error) = recovery::write_clean(&self.shared.config.dir, last)
+            && let Err(error) = recovery::write_clean(&self.shared.folder, last)
         {
             log::error!("queue {}: {error}", self.shared.config.dir.display());
         }
@@ -552,6 +583,17 @@ impl Shared {
         if let Some(pump) = pump {
             pump.pump();
         }
+    }
+
+    /// Waits a moment for the spiller to take records out of memory.
+    fn await_spiller(&self, core: &mut MutexGuard<'_, Core>) {
+        #[cfg(feature = "simulation")]
+        if let Some(spiller) = &self.by_hand {
+            MutexGuard::unlocked(core, || spiller.lock().turn(self));
+            return;
+        }
+        self.spill_wake.notify_one();
+        self.spilled.wait_for(core, SPILL_WAIT);
     }
 
     /// Wakes who sleeps until there is a record.

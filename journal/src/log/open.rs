@@ -3,6 +3,7 @@
 use super::core::{Core, LunState, Resync};
 use super::{LogConfig, LogError};
 use crate::ids::{Epoch, LunId, RegionNo};
+use crate::medium::Folder;
 use crate::queue::index::Index;
 use crate::queue::recovery::{self, Recovered};
 use crate::queue::segment::LunTable;
@@ -77,18 +78,18 @@ fn mark(
 }
 
 /// Reads maps and queue, marks what the stop left in doubt, cuts the queue after its last barrier.
-pub(crate) fn open(config: &LogConfig) -> Result<Opened, LogError> {
+pub(crate) fn open(config: &LogConfig, folder: &Folder) -> Result<Opened, LogError> {
     let error =
         |action: &'static str| move |source| LogError::Io { action, path: config.dir.clone(), source };
-    let marker = recovery::take_clean(&config.dir).map_err(error("read"))?;
+    let marker = recovery::take_clean(folder).map_err(error("read"))?;
     let mut maps = Vec::new();
     for lun in &config.luns {
-        let (map, _) = RegionMap::open(&config.dir, lun.uuid, lun.generation, lun.size_bytes)
+        let (map, _) = RegionMap::open(folder, lun.uuid, lun.generation, lun.size_bytes)
             .map_err(error("open the region map in"))?;
         maps.push(Arc::new(map));
     }
     let table: LunTable = config.luns.iter().map(|lun| (lun.uuid, lun.generation)).collect();
-    let recovered = recovery::recover(&config.dir, &table, config.incarnation, |recovered| {
+    let recovered = recovery::recover(folder, &table, config.incarnation, |recovered| {
         mark(config, &maps, marker, recovered)
     })?;
     let clean = marker.is_some() && recovered.doubt.is_none();
@@ -150,7 +151,7 @@ pub(crate) fn open(config: &LogConfig) -> Result<Opened, LogError> {
         .filter(|segment| !segment.finished)
         .map(|last| last.first);
     core.garbage.extend(recovered.garbage.iter().map(|path| (path.clone(), true)));
-    let mut index = Index::new(&config.dir);
+    let mut index = Index::new(folder);
     if recovered.disk.segments.is_empty() {
         index.discard();
     } else {

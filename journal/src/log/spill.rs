@@ -4,11 +4,11 @@ use super::Shared;
 use super::core::{Core, is_volatile};
 use super::waiters::{self, Due};
 use crate::ids::{Epoch, Sequence};
+use crate::medium::Handle;
 use crate::queue::disk::Segment;
 use crate::queue::index::{Index, IndexRecord};
 use crate::queue::segment::{self, LunTable, RECORDS_START, SEGMENT_BYTES};
 use crate::request::{Body, MirrorRequest};
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +27,9 @@ const PUNCH_BYTES_MAX: u64 = 8 << 20;
 pub(crate) struct Plan {
     records: Vec<Arc<MirrorRequest>>,
     /// An open segment to go on with.
-    append_to: Option<(u64, Arc<File>, u64)>,
+    append_to: Option<(u64, Arc<Handle>, u64)>,
     /// A segment to finish before another is begun: its file, end, last record, and the one that follows.
-    finish: Option<(u64, Arc<File>, u64, u64, u64)>,
+    finish: Option<(u64, Arc<Handle>, u64, u64, u64)>,
     cuts: u64,
 }
 
@@ -170,11 +170,54 @@ fn record_bytes(request: &MirrorRequest) -> u64 {
     (crate::codec::HEADER_BYTES + body) as u64
 }
 
+/// The spiller's work in turns, each of two halves between which the log's other users go on.
+pub(crate) struct Spiller {
+    index: Index,
+    plan: Option<Plan>,
+}
+
+impl Spiller {
+    pub(crate) fn new(index: Index) -> Self {
+        Self { index, plan: None }
+    }
+
+    /// Decides what to write next.
+    pub(crate) fn plan(&mut self, core: &mut Core) {
+        let plan = core.plan();
+        core.writing = plan.as_ref().and_then(|plan| plan.append_to.as_ref()).map(|(first, _, _)| *first);
+        self.plan = plan;
+    }
+
+    /// Writes it, then unlinks and punches; syncs if there was nothing to write and someone waits for that.
+    pub(crate) fn carry_out(&mut self, shared: &Shared) {
+        let idle = match self.plan.take() {
+            Some(plan) => {
+                store(shared, &mut self.index, plan);
+                false
+            }
+            None => true,
+        };
+        tidy_up(shared, &mut self.index);
+        if idle && shared.core.lock().wants_sync() {
+            sync(shared, Epoch(u64::MAX));
+        }
+    }
+
+    /// A whole turn, or the rest of the one that was begun.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn turn(&mut self, shared: &Shared) {
+        if self.plan.is_none() {
+            self.plan(&mut shared.core.lock());
+        }
+        self.carry_out(shared);
+    }
+}
+
 /// Takes records out of memory into segments, keeps the index, unlinks and punches what has drained.
 /// Blocks on page-cache writes and on the directory's sync. Ends when `Core::stopping` is set.
-pub(crate) fn spiller(shared: &Shared, mut index: Index) {
+pub(crate) fn run(shared: &Shared, mut spiller: Spiller) {
     loop {
-        let plan = {
+        {
             let mut core = shared.core.lock();
             loop {
                 if core.stopping {
@@ -194,21 +237,12 @@ pub(crate) fn spiller(shared: &Shared, mut index: Index) {
                 }
             }
             if core.stopping {
-                index.flush();
+                spiller.index.flush();
                 return;
             }
-            let plan = core.plan();
-            core.writing = plan.as_ref().and_then(|plan| plan.append_to.as_ref()).map(|(first, _, _)| *first);
-            plan
-        };
-        let idle = plan.is_none();
-        if let Some(plan) = plan {
-            store(shared, &mut index, plan);
+            spiller.plan(&mut core);
         }
-        tidy_up(shared, &mut index);
-        if idle && shared.core.lock().wants_sync() {
-            sync(shared, Epoch(u64::MAX));
-        }
+        spiller.carry_out(shared);
     }
 }
 
@@ -224,7 +258,7 @@ fn store(shared: &Shared, index: &mut Index, plan: Plan) {
             && !core.disk.segments.contains_key(target)
         {
             drop(Arc::clone(file));
-            core.garbage.push((segment::path_of(&shared.config.dir, *target), true));
+            core.garbage.push((segment::path_of(shared.folder.dir(), *target), true));
         } else if let Some((target, file, _)) = &plan.append_to
             && let Some(segment) = core.disk.segments.get(target)
             && let Err(error) = file.set_len(segment.end)
@@ -242,7 +276,7 @@ fn store(shared: &Shared, index: &mut Index, plan: Plan) {
                 segment.synced = segment.synced.min(segment.end - 1);
             }
             if plan.append_to.is_none() {
-                let path = segment::path_of(&shared.config.dir, target);
+                let path = segment::path_of(shared.folder.dir(), target);
                 core.disk.segments.insert(target, Segment::new(target, file, path, RECORDS_START));
                 core.current = Some(target);
             }
@@ -269,7 +303,7 @@ fn store(shared: &Shared, index: &mut Index, plan: Plan) {
         }
         Err(error) => {
             if plan.append_to.is_none() {
-                core.garbage.push((segment::path_of(&shared.config.dir, first), false));
+                core.garbage.push((segment::path_of(shared.folder.dir(), first), false));
             }
             core.give_up(error.to_string(), first, &mut due);
             drop(core);
@@ -280,7 +314,7 @@ fn store(shared: &Shared, index: &mut Index, plan: Plan) {
     waiters::call(due);
 }
 
-type Written = (u64, Arc<File>, Vec<u64>, u64);
+type Written = (u64, Arc<Handle>, Vec<u64>, u64);
 
 fn write(shared: &Shared, plan: &Plan, first: u64) -> io::Result<Written> {
     let budget = shared.queue_bytes_max;
@@ -295,7 +329,7 @@ fn write(shared: &Shared, plan: &Plan, first: u64) -> io::Result<Written> {
     let (target, file, offset) = match &plan.append_to {
         Some((target, file, end)) => (*target, Arc::clone(file), *end),
         None => {
-            let file = segment::create(&shared.config.dir, first, &lun_table(shared))?;
+            let file = segment::create(&shared.folder, first, &lun_table(shared))?;
             (first, Arc::new(file), RECORDS_START)
         }
     };
@@ -331,15 +365,18 @@ fn tidy_up(shared: &Shared, index: &mut Index) {
                 });
             (garbage, punch, first, core.disk.segments.is_empty(), cut_after)
         };
+    let mut marked = true;
     if garbage.iter().any(|(_, unsent)| *unsent) {
         for map in &shared.maps {
             if let Err(error) = map.flush() {
                 log::error!("region map {}: {error}", map.path().display());
+                marked = false;
             }
         }
     }
-    for (path, _) in garbage {
-        if let Err(error) = std::fs::remove_file(&path)
+    // What can't be marked is found again at the next mount.
+    for (path, _) in garbage.into_iter().filter(|(_, unsent)| marked || !unsent) {
+        if let Err(error) = shared.folder.remove(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
             log::warn!("{}: {error}", path.display());
@@ -363,7 +400,7 @@ fn tidy_up(shared: &Shared, index: &mut Index) {
 /// fdatasyncs the segments that have something of the epochs up to `epoch`. Callers share one sync.
 pub(crate) fn sync(shared: &Shared, epoch: Epoch) {
     let _turn = shared.sync_turn.lock();
-    let files: Vec<(u64, Arc<File>, u64)> = {
+    let files: Vec<(u64, Arc<Handle>, u64)> = {
         let core = shared.core.lock();
         core.disk
             .segments

@@ -41,7 +41,7 @@ fn spilled(log: &MirrorLog) {
 }
 
 fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
-    let firsts = segment::list(dir).unwrap();
+    let firsts = segment::list(&dir.into()).unwrap();
     firsts.into_iter().map(|first| segment::path_of(dir, first)).collect()
 }
 
@@ -531,7 +531,7 @@ fn killed_process_leaves_a_prefix_that_ends_with_a_barrier() {
         .unwrap();
     until("something in the queue", || {
         let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).map_or(0, |data| data.len());
-        segment::list(dir.path()).is_ok_and(|firsts| {
+        segment::list(&dir.path().into()).is_ok_and(|firsts| {
             firsts.iter().map(|first| bytes(&segment::path_of(dir.path(), *first))).sum::<u64>() > 20 << 20
         })
     });

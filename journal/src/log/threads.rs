@@ -37,8 +37,8 @@ pub(crate) fn timer(shared: &Shared) {
     }
 }
 
-/// Clears the marks of regions that are the same on both sides, or safely queued.
-pub(crate) fn tidy(shared: &Shared, at_rest: bool) {
+/// Clears the marks of regions that are the same on both sides, or safely queued. False: a map can't be written.
+pub(crate) fn tidy(shared: &Shared, at_rest: bool) -> bool {
     let mut maps = Vec::new();
     {
         let core = shared.core.lock();
@@ -71,14 +71,17 @@ pub(crate) fn tidy(shared: &Shared, at_rest: bool) {
             maps.push(Arc::clone(&state.map));
         }
     }
+    let mut written = true;
     for map in maps {
         if let Err(error) = map.flush() {
             log::error!("region map {}: {error}", map.path().display());
+            written = false;
         }
     }
+    written
 }
 
-enum Work {
+pub(crate) enum Work {
     Region {
         lun: LunId,
         region: RegionNo,
@@ -107,54 +110,61 @@ pub(crate) fn resync(shared: &Shared) {
                 shared.resync_wake.wait_for(&mut core, TICK);
             }
         };
-        match work {
-            Work::Region { lun, region, skip_holes, source, session } => {
-                let result = source.resync_region(region, skip_holes);
-                let mut core = shared.core.lock();
-                if core.session != session {
-                    continue;
-                }
-                let upto = if core.open_requests > 0 { core.open_epoch } else { core.last_closed };
-                let durable = core.durable;
-                let state = &mut core.luns[usize::from(lun.0)];
-                let Resync::Running { cursor, in_flight, .. } = &mut state.resync else { continue };
-                match result {
-                    Ok(()) => {
-                        *cursor = RegionNo(region.0 + 1);
-                        if upto <= durable {
-                            state.map.set_resync([region], false);
-                        } else {
-                            in_flight.push_back((upto, region));
-                        }
-                        if state.map.next_resync(RegionNo(region.0 + 1)).is_none() {
-                            // The last one need not wait for the epoch to close by age.
-                            core.close_open(LunId(0));
-                            shared.wake_for_append(&mut core);
-                        }
-                    }
-                    Err(error) => {
-                        log::error!("resync: LUN {}, region {}: {error}; trying again", lun.0, region.0);
-                        shared.resync_wake.wait_for(&mut core, RESYNC_RETRY);
-                    }
-                }
-            }
-            Work::End { lun, session } => {
-                let map = Arc::clone(&shared.core.lock().luns[usize::from(lun.0)].map);
-                if let Err(error) = map.flush() {
-                    log::error!("region map {}: {error}", map.path().display());
-                }
-                let mut core = shared.core.lock();
-                if core.session == session && !map.needs_resync() {
-                    let epoch = core.append_alone(lun, Body::ResyncEnd);
-                    core.luns[usize::from(lun.0)].resync = Resync::Ending(epoch);
-                    shared.wake_for_append(&mut core);
-                }
+        if carry_out(shared, work).is_err() {
+            let mut core = shared.core.lock();
+            if !core.stopping {
+                shared.resync_wake.wait_for(&mut core, RESYNC_RETRY);
             }
         }
     }
 }
 
-fn find(core: &super::core::Core) -> Option<Work> {
+/// Has a region read and appended, or the end marker. An error: the region can't be read now, it is to be tried again.
+pub(crate) fn carry_out(shared: &Shared, work: Work) -> Result<(), ()> {
+    match work {
+        Work::Region { lun, region, skip_holes, source, session } => {
+            let result = source.resync_region(region, skip_holes);
+            let mut core = shared.core.lock();
+            if core.session != session {
+                return Ok(());
+            }
+            let upto = if core.open_requests > 0 { core.open_epoch } else { core.last_closed };
+            let durable = core.durable;
+            let state = &mut core.luns[usize::from(lun.0)];
+            let Resync::Running { cursor, in_flight, .. } = &mut state.resync else { return Ok(()) };
+            if let Err(error) = result {
+                log::error!("resync: LUN {}, region {}: {error}; trying again", lun.0, region.0);
+                return Err(());
+            }
+            *cursor = RegionNo(region.0 + 1);
+            if upto <= durable {
+                state.map.set_resync([region], false);
+            } else {
+                in_flight.push_back((upto, region));
+            }
+            if state.map.next_resync(RegionNo(region.0 + 1)).is_none() {
+                // The last one need not wait for the epoch to close by age.
+                core.close_open(LunId(0));
+                shared.wake_for_append(&mut core);
+            }
+        }
+        Work::End { lun, session } => {
+            let map = Arc::clone(&shared.core.lock().luns[usize::from(lun.0)].map);
+            if let Err(error) = map.flush() {
+                log::error!("region map {}: {error}", map.path().display());
+            }
+            let mut core = shared.core.lock();
+            if core.session == session && !map.needs_resync() {
+                let epoch = core.append_alone(lun, Body::ResyncEnd);
+                core.luns[usize::from(lun.0)].resync = Resync::Ending(epoch);
+                shared.wake_for_append(&mut core);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn find(core: &super::core::Core) -> Option<Work> {
     if !core.live || core.closing || !core.resync_may_append() {
         return None;
     }

@@ -3,6 +3,7 @@
 use super::LogError;
 use crate::codec::{self, HEADER_BYTES, Header};
 use crate::ids::Sequence;
+use crate::medium::{Folder, Handle};
 use crate::queue::index::{self, IndexRecord};
 use crate::queue::segment::{self, Damage, RECORDS_START};
 use crate::request::MirrorRequest;
@@ -10,7 +11,6 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 static ZEROS: [u8; codec::BODY_BYTES_MAX] = [0; codec::BODY_BYTES_MAX];
@@ -141,17 +141,17 @@ impl QueueView {
     /// that `visit` finds damaged is passed over.
     fn walk(
         &self,
-        mut visit: impl FnMut(&File, &Place) -> Result<bool, Damage>,
+        mut visit: impl FnMut(&Handle, &Place) -> Result<bool, Damage>,
     ) -> Result<Vec<(PathBuf, Damage)>, LogError> {
         let error = |path: &Path| {
             let path = path.to_path_buf();
             move |source| LogError::Io { action: "read", path, source }
         };
         let mut damages = Vec::new();
-        for first in segment::list(&self.dir).map_err(error(&self.dir))? {
+        for first in segment::list(&Folder::from(self.dir.as_path())).map_err(error(&self.dir))? {
             let path = segment::path_of(&self.dir, first);
             let file = match File::open(&path) {
-                Ok(file) => file,
+                Ok(file) => Handle::from(file),
                 // Drained meanwhile.
                 Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
                 Err(other) => return Err(error(&path)(other)),
@@ -163,7 +163,7 @@ impl QueueView {
                     continue;
                 }
             };
-            let end = file.metadata().map_err(error(&path))?.len();
+            let end = file.len().map_err(error(&path))?;
             while at < end {
                 let mut bytes = [0; HEADER_BYTES];
                 let length = (end - at).min(HEADER_BYTES as u64) as usize;
@@ -195,7 +195,7 @@ impl QueueView {
     }
 }
 
-fn read(file: &File, place: &Place, with_payload: bool) -> Result<MirrorRequest, Damage> {
+fn read(file: &Handle, place: &Place, with_payload: bool) -> Result<MirrorRequest, Damage> {
     let damaged = |what: String| Damage::new(place.at, what);
     if !with_payload && let Some(request) = place.header.with_payload_unchecked(&ZEROS) {
         return Ok(request);

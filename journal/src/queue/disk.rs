@@ -2,9 +2,9 @@
 
 use super::segment;
 use crate::ids::{Epoch, Sequence};
+use crate::medium::Handle;
 use crate::request::{Body, MirrorRequest};
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,12 +36,12 @@ pub(crate) struct Segment {
     /// It has its trailer.
     pub(crate) finished: bool,
     pub(crate) marks: VecDeque<Mark>,
-    pub(crate) file: Arc<File>,
+    pub(crate) file: Arc<Handle>,
     pub(crate) path: PathBuf,
 }
 
 impl Segment {
-    pub(crate) fn new(first: u64, file: Arc<File>, path: PathBuf, start: u64) -> Self {
+    pub(crate) fn new(first: u64, file: Arc<Handle>, path: PathBuf, start: u64) -> Self {
         Self {
             first,
             last: first,

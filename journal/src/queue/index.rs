@@ -4,6 +4,7 @@
 use super::disk::Disk;
 use super::segment::read_chunk;
 use crate::ids::{Epoch, LunId};
+use crate::medium::Folder;
 use crate::request::{MirrorRequest, Origin};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -109,17 +110,26 @@ pub(crate) struct Index {
     removed_before: u64,
     /// There may be files.
     present: bool,
+    /// The disk has no place for one; nothing but the listing needs it.
+    without: bool,
 }
 
 impl Index {
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { path: path_of(dir), db: None, failed: false, removed_before: 0, present: true }
+    pub(crate) fn new(folder: &Folder) -> Self {
+        Self {
+            path: path_of(folder.dir()),
+            db: None,
+            failed: false,
+            removed_before: 0,
+            present: !folder.is_simulated(),
+            without: folder.is_simulated(),
+        }
     }
 
     /// Opens the index, or moves a damaged one aside and makes a new one, which then has to be rebuilt.
     pub(crate) fn open(&mut self) -> bool {
-        if self.db.is_some() {
-            return true;
+        if self.db.is_some() || self.without {
+            return self.db.is_some();
         }
         self.present = true;
         match open_at(&self.path) {

@@ -4,13 +4,14 @@ use super::disk::{Disk, Segment};
 use super::segment::{self, Damage, Ended, LunTable, read_chunk, read_header};
 use crate::ids::{Epoch, Incarnation, LunId, RegionNo, Sequence};
 use crate::log::LogError;
+use crate::medium::{Folder, Mode};
 use crate::request::Body;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const CLEAN_MAGIC: &[u8; 8] = b"MFRCLEAN";
+const CLEAN_BYTES: u64 = 20;
 
 /// What recovery makes of the queue.
 #[derive(Default)]
@@ -40,16 +41,17 @@ pub(crate) struct Recovered {
     pub(crate) garbage: Vec<PathBuf>,
 }
 
-/// Reads the segments in `dir`. Only what ends with a barrier is kept.
+/// Reads the segments in `folder`. Only what ends with a barrier is kept.
 /// `mark` makes durable which regions the loss concerns, before anything is cut.
 pub(crate) fn recover(
-    dir: &Path,
+    folder: &Folder,
     luns: &LunTable,
     now: Incarnation,
     mark: impl FnOnce(&mut Recovered) -> Result<(), LogError>,
 ) -> Result<Recovered, LogError> {
+    let dir = folder.dir();
     let io = |source| LogError::Io { action: "read", path: dir.to_path_buf(), source };
-    let firsts = segment::list(dir).map_err(io)?;
+    let firsts = segment::list(folder).map_err(io)?;
     let mut out = Recovered {
         chains: vec![Vec::new(); luns.len()],
         region_epochs: vec![Vec::new(); luns.len()],
@@ -67,7 +69,7 @@ pub(crate) fn recover(
             out.doubt = Some(format!("{}: the records before it are missing", path.display()));
             break;
         }
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io)?;
+        let file = folder.open(&path, Mode::Existing).map_err(io)?;
         let header = match read_header(&file, first) {
             Ok(header) => header,
             Err(Damage { version: Some(found), .. }) => {
@@ -83,7 +85,7 @@ pub(crate) fn recover(
             break;
         }
         let file = Arc::new(file);
-        let length = file.metadata().map_err(io)?.len();
+        let length = file.len().map_err(io)?;
         let mut at = header.start;
         out.disk.segments.insert(first, Segment::new(first, Arc::clone(&file), path.clone(), header.start));
         index += 1;
@@ -187,28 +189,30 @@ fn clean_path(dir: &Path) -> PathBuf {
 }
 
 /// Says durably that the queue is complete up to `last`.
-pub(crate) fn write_clean(dir: &Path, last: u64) -> io::Result<()> {
+pub(crate) fn write_clean(folder: &Folder, last: u64) -> io::Result<()> {
     let mut bytes = CLEAN_MAGIC.to_vec();
     bytes.extend_from_slice(&last.to_le_bytes());
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
-    let mut file = File::create(clean_path(dir))?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    File::open(dir)?.sync_all()
+    let file = folder.open(&clean_path(folder.dir()), Mode::Fresh)?;
+    file.write_all_at(&bytes, 0)?;
+    file.sync_data()?;
+    folder.sync()
 }
 
 /// Reads and removes, durably, what [`write_clean`] wrote; `None` after an unclean stop.
-pub(crate) fn take_clean(dir: &Path) -> io::Result<Option<u64>> {
-    let path = clean_path(dir);
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
+pub(crate) fn take_clean(folder: &Folder) -> io::Result<Option<u64>> {
+    let path = clean_path(folder.dir());
+    let file = match folder.open(&path, Mode::Existing) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    std::fs::remove_file(&path)?;
-    File::open(dir)?.sync_all()?;
-    let whole = bytes.len() == 20
+    let mut bytes = vec![0; file.len()?.min(CLEAN_BYTES + 1) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    folder.remove(&path)?;
+    folder.sync()?;
+    let whole = bytes.len() as u64 == CLEAN_BYTES
         && bytes[..8] == *CLEAN_MAGIC
         && crc32c::crc32c(&bytes[..16]).to_le_bytes() == bytes[16..];
     let mut last = [0; 8];

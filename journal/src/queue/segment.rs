@@ -2,11 +2,10 @@
 
 use crate::codec::{self, HEADER_BYTES};
 use crate::ids::{Generation, LunUuid, Sequence};
+use crate::medium::{Folder, Handle, Mode};
 use crate::request::MirrorRequest;
 use bytes::Bytes;
-use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a segment file; the last record may not reach beyond.
@@ -40,12 +39,9 @@ pub(crate) fn first_of(name: &str) -> Option<u64> {
     (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
-/// First sequences of all segments in `dir`, ascending.
-pub(crate) fn list(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        found.extend(entry?.file_name().to_str().and_then(first_of));
-    }
+/// First sequences of all segments in `folder`, ascending.
+pub(crate) fn list(folder: &Folder) -> io::Result<Vec<u64>> {
+    let mut found: Vec<u64> = folder.names()?.iter().filter_map(|name| first_of(name)).collect();
     found.sort_unstable();
     Ok(found)
 }
@@ -79,11 +75,10 @@ pub(crate) fn header_bytes(first: u64, luns: &LunTable) -> Vec<u8> {
 }
 
 /// Makes the file of a segment whose first record will be `first`; its directory entry is durable afterwards.
-pub(crate) fn create(dir: &Path, first: u64, luns: &LunTable) -> io::Result<File> {
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path_of(dir, first))?;
+pub(crate) fn create(folder: &Folder, first: u64, luns: &LunTable) -> io::Result<Handle> {
+    let file = folder.open(&path_of(folder.dir(), first), Mode::Fresh)?;
     file.write_all_at(&header_bytes(first, luns), 0)?;
-    File::open(dir)?.sync_all()?;
+    folder.sync()?;
     Ok(file)
 }
 
@@ -110,7 +105,7 @@ impl Damage {
     }
 }
 
-pub(crate) fn read_header(file: &File, first: u64) -> Result<SegmentHeader, Damage> {
+pub(crate) fn read_header(file: &Handle, first: u64) -> Result<SegmentHeader, Damage> {
     let mut bytes = vec![0; RECORDS_START as usize];
     file.read_exact_at(&mut bytes, 0)
         .map_err(|error| Damage::new(0, format!("no segment header: {error}")))?;
@@ -150,7 +145,7 @@ pub(crate) fn read_header(file: &File, first: u64) -> Result<SegmentHeader, Dama
 }
 
 /// Notes durably that the records before `start` are gone, then gives their space back.
-pub(crate) fn punch(file: &File, start: u64) -> io::Result<()> {
+pub(crate) fn punch(file: &Handle, start: u64) -> io::Result<()> {
     let mut bytes = [0; 12];
     bytes[..8].copy_from_slice(&start.to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..8]);
@@ -161,23 +156,15 @@ pub(crate) fn punch(file: &File, start: u64) -> io::Result<()> {
     if until <= RECORDS_START {
         return Ok(());
     }
-    use std::os::fd::AsRawFd;
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    let (from, length) = (RECORDS_START as libc::off_t, (until - RECORDS_START) as libc::off_t);
-    // SAFETY: the descriptor is open, the call takes numbers only.
-    if unsafe { libc::fallocate(file.as_raw_fd(), mode, from, length) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    file.punch(RECORDS_START, until - RECORDS_START)
 }
 
 /// Appends records at `offset`; returns where each begins, and the end.
 pub(crate) fn write(
-    file: &File,
+    file: &Handle,
     offset: u64,
     records: &[std::sync::Arc<MirrorRequest>],
 ) -> io::Result<(Vec<u64>, u64)> {
-    const SLICES: usize = 1000;
     let encoded: Vec<codec::Encoded<'_>> =
         records.iter().map(|record| codec::encode_header(record)).collect();
     let mut places = Vec::with_capacity(records.len());
@@ -194,23 +181,12 @@ pub(crate) fn write(
         .filter(|part| !part.is_empty())
         .map(IoSlice::new)
         .collect();
-    let mut left = &mut slices[..];
-    let mut writer = file;
-    writer.seek(SeekFrom::Start(offset))?;
-    while !left.is_empty() {
-        let count = left.len().min(SLICES);
-        match writer.write_vectored(&left[..count]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut left, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    file.write_slices_at(&mut slices, offset)?;
     Ok((places, end))
 }
 
 /// Ends a segment at `end`: after its `last` record the log goes on with `next`, in another segment.
-pub(crate) fn finish(file: &File, end: u64, last: u64, next: u64) -> io::Result<()> {
+pub(crate) fn finish(file: &Handle, end: u64, last: u64, next: u64) -> io::Result<()> {
     let mut bytes = [0; TRAILER_BYTES];
     bytes[..4].copy_from_slice(TRAILER_MAGIC);
     bytes[8..16].copy_from_slice(&last.to_le_bytes());
@@ -248,7 +224,7 @@ pub(crate) enum Ended {
 }
 
 /// Reads the records from `from` on, some MiB at most; payloads share one buffer and are checked.
-pub(crate) fn read_chunk(file: &File, from: u64, end: u64) -> (Vec<Found>, Ended) {
+pub(crate) fn read_chunk(file: &Handle, from: u64, end: u64) -> (Vec<Found>, Ended) {
     let mut found = Vec::new();
     let mut bytes = vec![0; end.saturating_sub(from).min(CHUNK_BYTES) as usize];
     if let Err(error) = file.read_exact_at(&mut bytes, from) {

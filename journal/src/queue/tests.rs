@@ -48,7 +48,7 @@ fn queue(epochs: u64) -> Queue {
     let mut ends = [Vec::new(), Vec::new()];
     let paths = [0, half].map(|first| segment::path_of(dir.path(), records[first].sequence.0));
     for (index, part) in [&records[..half], &records[half..]].into_iter().enumerate() {
-        let file = segment::create(dir.path(), part[0].sequence.0, &luns()).unwrap();
+        let file = segment::create(&dir.path().into(), part[0].sequence.0, &luns()).unwrap();
         let (places, end) = segment::write(&file, RECORDS_START, part).unwrap();
         let behind = places.iter().skip(1).copied().chain([end]);
         ends[index] = behind.zip(index * half + 1..).collect();
@@ -73,7 +73,7 @@ impl Queue {
     }
 
     fn recover(&self) -> Recovered {
-        let out = recover(self.dir.path(), &luns(), Incarnation(2), |_| Ok(())).unwrap();
+        let out = recover(&self.dir.path().into(), &luns(), Incarnation(2), |_| Ok(())).unwrap();
         for path in &out.garbage {
             let _ = std::fs::remove_file(path);
         }
@@ -101,10 +101,10 @@ impl Queue {
 /// What the segments hold, read anew.
 fn all(dir: &Path) -> Vec<MirrorRequest> {
     let mut out = Vec::new();
-    for first in segment::list(dir).unwrap() {
+    for first in segment::list(&dir.into()).unwrap() {
         let file = std::fs::File::open(segment::path_of(dir, first)).unwrap();
         let length = file.metadata().unwrap().len();
-        let (found, ended) = segment::read_chunk(&file, RECORDS_START, length);
+        let (found, ended) = segment::read_chunk(&file.into(), RECORDS_START, length);
         assert!(!matches!(ended, segment::Ended::Damaged(_)), "{ended:?}");
         out.extend(found.into_iter().map(|found| found.request));
     }
@@ -170,7 +170,7 @@ fn a_segment_with_any_byte_flipped_keeps_the_epochs_before_it() {
             std::fs::write(&queue.paths[1 - which], &queue.bytes[1 - which]).unwrap();
             std::fs::write(&queue.paths[which], &bytes).unwrap();
             if (8..12).contains(&at) {
-                let refused = recover(queue.dir.path(), &luns(), Incarnation(2), |_| Ok(()));
+                let refused = recover(&queue.dir.path().into(), &luns(), Incarnation(2), |_| Ok(()));
                 assert!(matches!(refused, Err(crate::log::LogError::Version { .. })), "byte {at}");
                 continue;
             }

@@ -40,13 +40,24 @@ pub(crate) struct Router {
     used: Lanes,
     /// The latest barrier that each connection has not been told.
     behind: Vec<Option<Epoch>>,
+    /// A planted defect: requests go round the connections, whatever their region.
+    #[cfg(test)]
+    pub(crate) overlapping: bool,
 }
 
 impl Router {
     /// For a session of `count` connections, 1 to [`CONNECTIONS_MAX`].
     pub(crate) fn new(count: usize) -> Self {
         debug_assert!((1..=usize::from(CONNECTIONS_MAX)).contains(&count));
-        Self { count, spread: false, depth: 0, used: Lanes::default(), behind: vec![None; count] }
+        Self {
+            count,
+            spread: false,
+            depth: 0,
+            used: Lanes::default(),
+            behind: vec![None; count],
+            #[cfg(test)]
+            overlapping: false,
+        }
     }
 
     /// Says what goes where, in order; `outstanding`: requests sent and not answered yet.
@@ -74,6 +85,8 @@ impl Router {
             (_, range) => {
                 self.depth = self.depth.max(outstanding);
                 let index = match range {
+                    #[cfg(test)]
+                    Some(_) if self.overlapping => record.sequence.0 as usize % self.count,
                     Some((offset, _)) if self.spread => spread(record.lun, RegionNo::of(offset), self.count),
                     // A marker of a resync is alone in its epoch.
                     _ => 0,

@@ -1,7 +1,7 @@
 //! The supervisor thread: drives the link's state machine and carries out what it says.
 
 use super::session::Session;
-use super::{Shared, address, probe};
+use super::{Shared, address, probe, rules};
 use crate::status::LinkState;
 use crate::supervise::Now;
 use crate::supervise::link_state::{Action, EndReason, Event, StallDetector};
@@ -129,13 +129,8 @@ impl Supervisor<'_> {
             self.handle(Event::Connected, now);
         }
         let state = self.shared.machine.lock().state();
-        let status = self.shared.log.status();
-        let resync = status.resync_running || status.resync_regions_left > 0;
-        let caught_up = status.waiting_requests == 0 || status.durable_epoch >= target;
-        match state {
-            LinkState::Replaying if caught_up && !resync => self.handle(Event::CaughtUp, now),
-            LinkState::Live if resync => self.handle(Event::FellBehind, now),
-            _ => {}
+        if let Some(event) = rules::progress(state, &self.shared.log.status(), target) {
+            self.handle(event, now);
         }
     }
 

@@ -1,14 +1,14 @@
 //! A worker thread and the reader of its responses.
 
 use super::lane::Sent;
+use super::rules;
 use super::session::Session;
 use crate::connection::SocketParameter;
 use crate::store::StoreRefusal;
 use crate::supervise::link_state::EndReason;
 use crate::transport::{self, Receiver, Sender, Spin, Transport, TransportError, TransportOptions};
 use crate::wire::codec::{self, WireError};
-use crate::wire::{Begin, Greeting, Outcome, PROTOCOL_VERSION, Response, Welcome};
-use mirrorfs_journal::Epoch;
+use crate::wire::{Begin, Greeting, PROTOCOL_VERSION, Welcome};
 use mirrorfs_journal::log::PeerLun;
 use std::io;
 use std::sync::Arc;
@@ -115,7 +115,6 @@ fn greet(
     transport: &mut Transport,
 ) -> Result<Option<Vec<PeerLun>>, EndReason> {
     let shared = &session.shared;
-    let durable = shared.log.status().durable_epoch;
     let greeting = Greeting {
         version: PROTOCOL_VERSION,
         session: session.id,
@@ -123,15 +122,7 @@ fn greet(
         count: shared.array.count(),
         node: shared.config.node.clone(),
         boot_id: shared.boot_id,
-        luns: if index > 0 {
-            Vec::new()
-        } else {
-            let mut luns = shared.config.luns.clone();
-            for lun in &mut luns {
-                lun.durable_epoch = lun.durable_epoch.max(durable);
-            }
-            luns
-        },
+        luns: if index > 0 { Vec::new() } else { rules::hello(&shared.config.luns, &shared.log) },
     };
     let (sender, receiver) = transport.halves();
     let frame = codec::encode_control(&greeting).map_err(|error| EndReason::Refused(error.to_string()))?;
@@ -147,7 +138,9 @@ fn greet(
         error => broken(index, &format!("no welcome: {error}")),
     })?;
     match welcome {
-        Welcome::Accepted { luns, .. } if index == 0 => check(session, luns).map(Some),
+        Welcome::Accepted { luns, .. } if index == 0 => {
+            rules::check(&shared.config.luns, shared.log.status().open_epoch, luns).map(Some)
+        }
         Welcome::Accepted { .. } => Ok(None),
         Welcome::Version { version } => Err(EndReason::Refused(format!(
             "the peer speaks protocol version {version}, this mirrorfs {PROTOCOL_VERSION}; run the same release on both sides"
@@ -157,25 +150,6 @@ fn greet(
         Welcome::Refused(refusal @ StoreRefusal::InUse { .. }) => Err(broken(index, &refusal)),
         Welcome::Refused(refusal) => Err(EndReason::Refused(refusal.to_string())),
     }
-}
-
-/// The peer must speak of our LUNs, in order, and can't have epochs that this primary has not closed yet.
-fn check(session: &Session, luns: Vec<PeerLun>) -> Result<Vec<PeerLun>, EndReason> {
-    let ours = &session.shared.config.luns;
-    if luns.len() != ours.len() || luns.iter().zip(0_u16..).any(|(lun, id)| lun.id.0 != id) {
-        return Err(EndReason::Refused("the peer answers for other LUNs than were asked for".to_owned()));
-    }
-    let open = session.shared.log.status().open_epoch;
-    if let Some((lun, hello)) =
-        luns.iter().zip(ours).find(|(lun, _)| lun.durable_epoch >= open && !lun.created)
-    {
-        return Err(EndReason::Refused(format!(
-            "the mirror of LUN {} has epoch {}, this primary is at {open} only: this image is an older copy; \
-             use the newer one, or promote the mirror",
-            hello.name, lun.durable_epoch
-        )));
-    }
-    Ok(luns)
 }
 
 /// Worker 0: begins the log's session when all n are welcomed, and says so to the peer.
@@ -194,13 +168,8 @@ fn begin(session: &Session, mut sender: Sender) -> Result<(), EndReason> {
         codec::encode_control(&Begin { gather }).map_err(|error| EndReason::Connection(error.to_string()))?;
     sender.send(&[&frame]).and_then(|()| sender.flush()).map_err(|error| broken(0, &error))?;
     session.lanes[0].open(sender);
-    session.begin(caught_up_at(&log.status()));
+    session.begin(rules::caught_up_at(&log.status()));
     Ok(())
-}
-
-/// Up to which epoch things were waiting when the session began.
-fn caught_up_at(status: &mirrorfs_journal::log::LogStatus) -> Epoch {
-    if status.waiting_requests == 0 { Epoch(0) } else { status.open_epoch }
 }
 
 /// Sends what the lane brings, one flush for each batch. True after a goodbye, false when the session is over.
@@ -232,22 +201,16 @@ fn read(session: &Session, index: u16, mut receiver: Receiver) {
             session.asking.store(false, Ordering::Release);
         }
         match codec::read_response(&mut receiver) {
-            Ok(Response::Durable(epoch)) => {
+            Ok(response) => {
                 session.answered();
-                shared.log.durable(epoch);
-            }
-            Ok(Response::Request(sequence, outcome)) => {
-                session.answered();
-                if !matches!(outcome, Outcome::Failed { .. }) {
-                    shared.responses_stored.fetch_add(1, Ordering::Relaxed);
-                }
-                match outcome {
-                    Outcome::Stored => shared.log.applied(sequence),
-                    Outcome::Equal => shared.log.checked(sequence, true),
-                    Outcome::Different => shared.log.checked(sequence, false),
-                    Outcome::Failed { message, .. } => {
+                match rules::take(&shared.log, response) {
+                    Ok(true) => {
+                        shared.responses_stored.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(false) => {}
+                    Err(reason) => {
                         shared.responses_failed.fetch_add(1, Ordering::Relaxed);
-                        session.fail(EndReason::NotStored(message));
+                        session.fail(reason);
                         return;
                     }
                 }

@@ -5,11 +5,12 @@
 //! Locks, outermost first: table of primaries → one primary → one session's state → array and gate (leaves).
 
 mod connection;
-mod gate;
+pub(crate) mod gate;
 mod gather;
 mod half_open;
 mod heartbeat;
-mod images;
+pub(crate) mod images;
+pub(crate) mod life;
 mod listener;
 mod primaries;
 mod session;

@@ -1,6 +1,7 @@
 //! The primaries that this peer serves: for each its heartbeats and its session, which change together.
 
 use super::Shared;
+use super::life::{self, Admission};
 use super::session::{Applied, Session};
 use crate::connection::{Accepted, CONNECTIONS_MAX};
 use crate::status::PeerSessionStatus;
@@ -118,16 +119,14 @@ impl Primaries {
                 inner.node.as_deref().unwrap_or("")
             ));
         }
-        if inner.ended.contains(&id) {
-            return Err("this session has ended".to_owned());
-        }
-        let fitting = inner.session.as_ref().filter(|session| match session.id() {
-            Some(running) => running == id,
-            None => session.array.count() == count && !session.is_over(),
-        });
-        let session = match fitting {
-            Some(session) => Arc::clone(session),
-            None => inner.replace(shared, &primary.applied, count, "a new session displaced it")?,
+        let admission = match &inner.session {
+            Some(session) => session.admit(&inner.ended, id, count),
+            None => life::admit(None, &inner.ended, id, count),
+        };
+        let session = match (admission, &inner.session) {
+            (Admission::Ended, _) => return Err("this session has ended".to_owned()),
+            (Admission::Join, Some(session)) => Arc::clone(session),
+            _ => inner.replace(shared, &primary.applied, count, "a new session displaced it")?,
         };
         session.place(offered).map_err(|error| error.to_string())?;
         inner.node = Some(node);

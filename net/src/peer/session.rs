@@ -1,6 +1,6 @@
 //! One session: the array of n elements and the n connection threads, made together by [`Session::start`].
 //!
-//! Life: ready (threads wait for the sockets of a greeting) → bound to a session id → all n there → over → finished.
+//! Its course is a [`Life`]; here are the threads that ask it, and their waiting.
 //! - *over*: nothing is applied and no barrier passed from here on; every wait looks at it.
 //! - *closed*: all sockets are shut down as well (later, if a last answer must get out first).
 //! - *finished*: every thread has left and the images are closed. A successor answers no greeting before that.
@@ -9,12 +9,14 @@ use super::Shared;
 use super::connection::{self, Leave};
 use super::gate::Gate;
 use super::images::{Failure, Images};
-use crate::connection::{Accepted, ArrayError, ConnectionArray, SocketParameter};
+use super::life::{self, Admission, BindError, Life, Opening};
+use crate::connection::{Accepted, ConnectionArray, SocketParameter};
 use crate::store::StoreRefusal;
 use crate::supervise::Now;
 use crate::wire::SessionId;
 use mirrorfs_journal::{Epoch, Sequence};
 use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,34 +47,10 @@ pub(super) struct Session {
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
-    id: Option<SessionId>,
-    boot_id: u64,
-    node: String,
-    /// Bit i: element i has had its connection.
-    placed: u64,
+    life: Life,
     predecessor: Option<Arc<Session>>,
     images: Option<Result<Arc<Images>, StoreRefusal>>,
-    welcomed: u16,
-    begun: bool,
-    goodbyes: u16,
-    over: Option<String>,
-    closed: bool,
-    threads: u16,
-    finished: bool,
-    last_heard: Now,
-}
-
-/// Why a session can't take a connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BindError {
-    #[error(transparent)]
-    Array(#[from] ArrayError),
-    #[error("the session is over: {0}")]
-    Over(String),
-    #[error("this session has {expected} connections, not {found}")]
-    Count { expected: u16, found: u16 },
 }
 
 impl Session {
@@ -93,11 +71,15 @@ impl Session {
             read_ahead: AtomicU64::new(0),
             asking: AtomicBool::new(false),
             over: AtomicBool::new(false),
-            state: Mutex::new(State { predecessor, last_heard: shared.clock.now(), ..State::default() }),
+            state: Mutex::new(State {
+                life: Life::new(count, shared.clock.now()),
+                predecessor,
+                images: None,
+            }),
             changed: Condvar::new(),
         });
         for index in 0..count {
-            session.state.lock().threads += 1;
+            session.state.lock().life.entered();
             let thread = Arc::clone(&session);
             let spawned = std::thread::Builder::new()
                 .name(format!("connection {index}"))
@@ -105,7 +87,7 @@ impl Session {
             match spawned {
                 Ok(handle) => shared.keep(handle),
                 Err(error) => {
-                    session.state.lock().threads -= 1;
+                    session.state.lock().life.left();
                     session.end("no thread for a connection");
                     session.leave_if_last();
                     return Err(error);
@@ -121,11 +103,7 @@ impl Session {
         let leave = self.serve(index);
         match &leave {
             Ok(Leave::Goodbye) => {
-                let last = {
-                    let mut state = self.state.lock();
-                    state.goodbyes += 1;
-                    state.goodbyes == self.array.count()
-                };
+                let last = self.state.lock().life.goodbye();
                 self.array.release(index);
                 if last {
                     self.end("the primary said goodbye");
@@ -137,10 +115,10 @@ impl Session {
         // A last answer may still be on its way out on another connection: no socket is closed before that.
         {
             let mut state = self.state.lock();
-            while state.over.is_some() && !state.closed {
+            while state.life.must_stay() {
                 self.changed.wait(&mut state);
             }
-            state.threads -= 1;
+            state.life.left();
         }
         self.leave_if_last();
     }
@@ -148,7 +126,7 @@ impl Session {
     fn leave_if_last(&self) {
         let (images, predecessor) = {
             let mut state = self.state.lock();
-            if state.threads > 0 || state.finished {
+            if !state.life.is_deserted() {
                 return;
             }
             (state.images.take(), state.predecessor.take())
@@ -159,7 +137,7 @@ impl Session {
             predecessor.wait_finished();
         }
         self.array.close_all();
-        self.state.lock().finished = true;
+        self.state.lock().life.finish();
         self.changed.notify_all();
     }
 
@@ -185,8 +163,7 @@ impl Session {
                 None => {}
             }
             let now = self.shared.clock.now();
-            let heard = self.state.lock().last_heard;
-            if !self.is_over() && now.since(heard) > times.heartbeat_timeout {
+            if self.state.lock().life.forsaken(now, times.heartbeat_timeout) {
                 return Err("no connection came and the heartbeats stopped".to_owned());
             }
         }
@@ -198,28 +175,12 @@ impl Session {
         let Some(accepted) = offered.as_ref() else { return Ok(()) };
         let now = self.shared.clock.now();
         let (index, greeting) = (accepted.greeting.index, &accepted.greeting);
-        let mut state = self.state.lock();
-        if let Some(reason) = &state.over {
-            return Err(BindError::Over(reason.clone()));
+        {
+            let mut state = self.state.lock();
+            if state.life.bind(greeting, now)? {
+                self.array.begin(greeting.session);
+            }
         }
-        if greeting.count != self.array.count() {
-            return Err(BindError::Count { expected: self.array.count(), found: greeting.count });
-        }
-        if index >= greeting.count {
-            return Err(ArrayError::Index { index, count: greeting.count }.into());
-        }
-        if state.id.is_none() {
-            self.array.begin(greeting.session);
-            state.id = Some(greeting.session);
-            state.boot_id = greeting.boot_id;
-            state.node.clone_from(&greeting.node);
-        }
-        if state.placed & (1 << index) != 0 {
-            return Err(ArrayError::Taken(index).into());
-        }
-        state.placed |= 1 << index;
-        state.last_heard = now;
-        drop(state);
         if let Some(accepted) = offered.take() {
             self.array.prepare(index, SocketParameter::Accepted(Box::new(accepted)), now)?;
         }
@@ -229,41 +190,45 @@ impl Session {
     /// A heartbeat of the primary was accepted.
     pub(super) fn heard(&self, now: Now) {
         self.array.heard_all(now);
-        self.state.lock().last_heard = now;
+        self.state.lock().life.heard(now);
     }
 
     pub(super) fn id(&self) -> Option<SessionId> {
-        self.state.lock().id
+        self.state.lock().life.id()
     }
 
     pub(super) fn boot_id(&self) -> u64 {
-        self.state.lock().boot_id
+        self.state.lock().life.boot_id()
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
 
+    /// What becomes of a greeting, with this session there.
+    pub(super) fn admit(&self, ended: &VecDeque<SessionId>, id: SessionId, count: u16) -> Admission {
+        life::admit(Some(&self.state.lock().life), ended, id, count)
+    }
+
     /// Why it is over, if it is.
     pub(super) fn over_reason(&self) -> Option<String> {
-        self.state.lock().over.clone()
+        self.state.lock().life.over_reason().map(str::to_owned)
     }
 
     /// All n connections are welcomed and the session has begun.
     pub(super) fn is_connected(&self) -> bool {
         let state = self.state.lock();
-        state.begun && state.over.is_none()
+        state.life.begun() && !state.life.is_over()
     }
 
     /// Nothing is applied from here on; the sockets stay, so that one last answer gets out. [`Self::end`] must follow.
     pub(super) fn latch(&self, reason: &str) {
         let mut state = self.state.lock();
-        if state.over.is_some() {
+        if !state.life.latch(reason) {
             return;
         }
-        state.over = Some(reason.to_owned());
         self.over.store(true, Ordering::Release);
-        let node = state.id.map(|_| state.node.clone());
+        let node = state.life.id().map(|_| state.life.node().to_owned());
         drop(state);
         if let Some(node) = node {
             log::info!("session of {node} ends: {reason}");
@@ -276,14 +241,14 @@ impl Session {
     pub(super) fn end(&self, reason: &str) {
         self.latch(reason);
         self.array.close_all();
-        self.state.lock().closed = true;
+        self.state.lock().life.close();
         self.changed.notify_all();
     }
 
     /// Returns when the last image write has ended and the images are closed.
     pub(super) fn wait_finished(&self) {
         let mut state = self.state.lock();
-        while !state.finished {
+        while !state.life.is_finished() {
             self.changed.wait(&mut state);
         }
     }
@@ -297,7 +262,7 @@ impl Session {
         if let Some(predecessor) = predecessor {
             predecessor.wait_finished();
         }
-        if self.is_over() {
+        if self.state.lock().life.opening(true) != Opening::Open {
             return None;
         }
         let images = open().map(Arc::new);
@@ -313,7 +278,7 @@ impl Session {
             if let Some(images) = &state.images {
                 return Some(images.clone());
             }
-            if state.over.is_some() {
+            if state.life.is_over() {
                 return None;
             }
             self.changed.wait(&mut state);
@@ -328,21 +293,20 @@ impl Session {
 
     /// One more connection is welcomed.
     pub(super) fn welcomed(&self) {
-        self.state.lock().welcomed += 1;
+        self.state.lock().life.welcomed();
         self.changed.notify_all();
     }
 
     /// Thread 0 has read how the session begins: all may go on, as all n are there.
     pub(super) fn begin(&self) -> Result<(), Failure> {
         let mut state = self.state.lock();
-        if state.welcomed != self.array.count() {
+        if !state.life.begin() {
             return Err(Failure::rule(format!(
                 "the session began with {} of {} connections",
-                state.welcomed,
+                state.life.welcomed_count(),
                 self.array.count()
             )));
         }
-        state.begun = true;
         drop(state);
         self.changed.notify_all();
         Ok(())
@@ -351,10 +315,10 @@ impl Session {
     /// Waits until the session has begun; false if it is over. Nothing is read, let alone applied, before.
     pub(super) fn wait_begun(&self) -> bool {
         let mut state = self.state.lock();
-        while !state.begun && state.over.is_none() {
+        while !state.life.begun() && !state.life.is_over() {
             self.changed.wait(&mut state);
         }
-        state.over.is_none()
+        !state.life.is_over()
     }
 
     /// Counts an applied request.
