@@ -37,9 +37,6 @@ pub(crate) struct LunState {
     pub(crate) durable: Epoch,
     /// What the mirror's label may say instead after a power cut, which takes its last write.
     pub(crate) durable_previous: Epoch,
-    /// What the label said when the session began, until a later epoch is durable: the peer has synced it, and writes it
-    /// over only then.
-    pub(crate) label: Option<Epoch>,
     /// Closed epochs after `durable`.
     pub(crate) retained: VecDeque<Epoch>,
     pub(crate) in_open: bool,
@@ -49,7 +46,7 @@ pub(crate) struct LunState {
     pub(crate) uncertain: bool,
     /// Records of the LUN before this number are not sent: a resync covers them.
     pub(crate) dropped_before: u64,
-    /// What the peer has, as it said or as we had heard; the first epoch after it names it as its previous one.
+    /// What the peer has, as it said or, behind a power cut, as we had heard; the first epoch after it names it as its previous one.
     pub(crate) base: Option<Epoch>,
     pub(crate) resync: Resync,
     /// Epoch of a `ResyncBegin` that the log still has.
@@ -638,7 +635,7 @@ impl Core {
         }
         for state in &mut self.luns {
             while let Some(first) = state.retained.front().copied().filter(|first| *first <= epoch) {
-                state.durable_previous = state.label.take().unwrap_or(state.durable);
+                state.durable_previous = state.durable;
                 state.durable = first;
                 state.retained.pop_front();
             }

@@ -123,7 +123,6 @@ pub(crate) fn open(config: &LogConfig, folder: &Folder) -> Result<Opened, LogErr
             id: lun.id,
             durable,
             durable_previous,
-            label: None,
             retained,
             in_open: false,
             region_epoch,

@@ -29,8 +29,11 @@ pub(crate) fn begin(core: &mut Core, peer: &[PeerLun], due: &mut Due) -> Session
         };
         let verdict = judge(&known, said);
         state.uncertain = false;
-        state.base = Some(said.durable_epoch);
-        state.label = None;
+        state.base = match verdict {
+            // Maybe more than the label says, which the peer then makes good.
+            Verdict::Continue { durable } => Some(durable),
+            Verdict::Whole { .. } => Some(said.durable_epoch),
+        };
         match verdict {
             Verdict::Continue { durable } => {
                 if !state.retained.is_empty() {
@@ -58,7 +61,6 @@ pub(crate) fn begin(core: &mut Core, peer: &[PeerLun], due: &mut Due) -> Session
                 resync.push((id, reason));
             }
         }
-        state.label = Some(said.durable_epoch);
     }
     core.given_up = None;
     // What no LUN lacks goes; records of dropped LUNs stay in between and are passed over.

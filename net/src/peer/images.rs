@@ -207,6 +207,12 @@ impl Images {
                     lun.hello.name
                 )));
             }
+            if joins {
+                // Or another power cut could leave a label two epochs behind, which is taken for a gap, or sent again from there
+                // beneath what is newer.
+                lun.image.sync_epoch(before).map_err(|error| lun.failed("sync", &error))?;
+                lun.durable.store(before.0, Ordering::Release);
+            }
             if lun.gathering.swap(false, Ordering::AcqRel) {
                 lun.gathered.lock().apply(lun.image.as_ref()).map_err(|error| lun.failed("write", &error))?;
             }

@@ -3,8 +3,8 @@
 
 use super::blocks::{BLOCKS, MirrorDisk};
 
-/// Epochs that a label may be behind: one by a power cut, another by each power cut before the next label is durable.
-const LABEL_BEHIND_MAX: usize = 3;
+/// Epochs that a label may be behind: a power cut takes its last write.
+const LABEL_BEHIND_MAX: usize = 1;
 
 /// A stretch of the primary's life in which each state follows from the one before.
 struct Line {

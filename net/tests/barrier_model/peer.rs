@@ -315,6 +315,10 @@ impl Session {
             if !std::mem::take(&mut self.chain_restarted) && durable != before && !joins {
                 history.refused = Some("gap");
             }
+            if joins && !rules.broken(Defect::LabelLeftBehind) {
+                mirror.sync();
+                mirror.store(Label { epoch: before, ..mirror.label });
+            }
             if std::mem::take(&mut self.gathering) {
                 let gathered = std::mem::take(&mut self.gathered);
                 for (block, value) in (0_u8..).zip(gathered) {

@@ -77,8 +77,6 @@ pub(crate) struct Primary {
     /// Last of the LUN's epochs heard to be durable, and what the mirror's label may say after a power cut instead.
     durable: Epoch,
     durable_before: Epoch,
-    /// What the mirror's disk has as its label until an epoch of this session is durable.
-    label: Option<Epoch>,
     uncertain: bool,
     base: Option<Epoch>,
     /// Blocks to be resynced.
@@ -104,7 +102,6 @@ impl Primary {
             incarnation: 1,
             durable: START,
             durable_before: 0,
-            label: None,
             uncertain: false,
             base: None,
             marks: 0,
@@ -217,7 +214,7 @@ impl Primary {
         match self.judge(said, rules) {
             Some(durable) => {
                 gather = self.retained().next().is_some();
-                self.base = Some(said.epoch);
+                self.base = Some(durable);
                 self.retire_to(durable, history);
                 if durable > self.durable {
                     (self.durable, self.durable_before) = (durable, 0);
@@ -233,8 +230,6 @@ impl Primary {
             }
         }
         self.uncertain = false;
-        // The peer has synced its label when it opened the image: the next power cut leaves this one, or a newer.
-        self.label = Some(said.epoch).filter(|_| !rules.broken(Defect::LabelOnDiskForgotten));
         if self.marks != 0 && self.resync == Resync::Off || matches!(self.resync, Resync::Running(_)) {
             let begun =
                 |record: &Record| matches!(record.body, Logged::Request { body: Body::ResyncBegin, .. });
@@ -335,7 +330,7 @@ impl Primary {
     fn retire_to(&mut self, epoch: Epoch, history: &mut History) {
         let gone: Vec<Epoch> = self.retained().take_while(|closed| *closed <= epoch).collect();
         for closed in gone {
-            self.durable_before = self.label.take().unwrap_or(self.durable);
+            self.durable_before = self.durable;
             self.durable = closed;
         }
         if matches!(self.resync, Resync::Ending(end) if end <= epoch) {

@@ -127,8 +127,8 @@ pub(crate) enum Defect {
     GatherLeftOut,
     /// A label one epoch behind what was heard to be durable is not known for what it is.
     LabelBehindRefused,
-    /// Of the label that a session began with nothing is kept: after a second power cut it is two epochs behind.
-    LabelOnDiskForgotten,
+    /// A label that a power cut had set back is left there at the first barrier: after a second one it is two epochs behind.
+    LabelLeftBehind,
 }
 
 /// A step of the script.

@@ -133,6 +133,7 @@ fn label_behind_what_the_primary_heard_is_accepted_once() {
     let images = store.open_all(7);
     images.apply(&write(0, 8, 0, 1)).unwrap();
     images.complete(Epoch(8), &[(LunId(0), Epoch(7))]).unwrap();
+    assert_eq!(*store.0[0].syncs.lock(), [7, 8], "the label says first what it should have said");
     images.apply(&write(0, 10, 0, 1)).unwrap();
     assert!(images.complete(Epoch(10), &[(LunId(0), Epoch(9))]).is_err());
 }

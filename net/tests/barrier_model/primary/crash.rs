@@ -66,7 +66,7 @@ impl Primary {
         self.live = false;
         self.in_open = false;
         self.dispatcher = Dispatcher::default();
-        (self.base, self.label) = (None, None);
+        self.base = None;
         self.uncertain = true;
         // What the queue begins with says what was durable before it; without one, little is known.
         let first = self.log.iter().find_map(|record| match record.body {
