@@ -141,6 +141,8 @@ pub(crate) struct Core {
     pub(crate) spiller_sleeps: bool,
     /// Last record retired.
     pub(crate) durable_last: u64,
+    /// All records up to this one that memory has are applied, barriers and markers aside.
+    applied_upto: u64,
     pub(crate) waiters: Waiters,
     applied_elsewhere: HashSet<u64>,
     checks: HashMap<u64, (LunId, RegionNo)>,
@@ -199,6 +201,7 @@ impl Core {
             reader: None,
             spiller_sleeps: false,
             durable_last: 0,
+            applied_upto: 0,
             waiters: Waiters::default(),
             applied_elsewhere: HashSet::new(),
             checks: HashMap::new(),
@@ -570,11 +573,31 @@ impl Core {
             }
             None => {}
         }
-        self.waiters.applied(sequence, due);
+        if !self.memory.contains_key(&sequence.0) {
+            self.waiters.applied(sequence, due);
+        }
+        self.pass_applied(due);
+    }
+
+    /// Answers who waits for requests up to which all are applied: what a program asked for may lie in several, on several
+    /// connections, and its reply waits for the last of them.
+    fn pass_applied(&mut self, due: &mut Due) {
+        while let Some((key, held)) = self.memory.range(self.applied_upto + 1..).next()
+            && (held.applied || held.request.range().is_none())
+        {
+            self.applied_upto = *key;
+        }
+        // What lies on the disk is waited for by its own number.
+        let (memory, on_disk) = (&self.memory, self.disk.requests > 0);
+        self.waiters.applied_upto(self.applied_upto, |key| !on_disk || memory.contains_key(&key), due);
     }
 
     /// The region of a check that was answered.
-    pub(crate) fn checked(&mut self, sequence: Sequence) -> Option<(LunId, RegionNo)> {
+    pub(crate) fn checked(&mut self, sequence: Sequence, due: &mut Due) -> Option<(LunId, RegionNo)> {
+        if let Some(held) = self.memory.get_mut(&sequence.0) {
+            held.applied = true;
+        }
+        self.pass_applied(due);
         self.checks.remove(&sequence.0)
     }
 
@@ -594,6 +617,7 @@ impl Core {
         for held in self.memory.values_mut() {
             held.applied = false;
         }
+        self.applied_upto = 0;
         for state in &mut self.luns {
             if let Resync::Running { cursor, in_flight, .. } = &mut state.resync {
                 *cursor = RegionNo(0);
@@ -665,8 +689,9 @@ impl Core {
     }
 
     pub(crate) fn wait_applied(&mut self, sequence: Sequence, waiter: super::Waiter, due: &mut Due) {
+        self.pass_applied(due);
         let known = match self.memory.get(&sequence.0) {
-            Some(held) => held.applied,
+            Some(_) => sequence.0 <= self.applied_upto,
             None => self.applied_elsewhere.contains(&sequence.0) || sequence.0 <= self.durable_last,
         };
         if known {

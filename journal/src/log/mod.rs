@@ -220,7 +220,8 @@ impl MirrorLog {
             state.locally_synced = state.locally_synced.max(epoch);
         }
     }
-    /// Calls `waiter` when the peer has answered that it stored `sequence`, or as the outage policy says.
+    /// Calls `waiter` when the peer has answered that it stored `sequence` and what memory has before it, or as the outage
+    /// policy says.
     pub fn when_applied(&self, sequence: Sequence, waiter: Waiter) {
         self.shared.with_due(|core, due| core.wait_applied(sequence, waiter, due));
         self.shared.run_pump();
@@ -373,8 +374,9 @@ impl MirrorLog {
     }
     /// The peer answered a `Check`: unless `equal`, its region is sent as data.
     pub fn checked(&self, sequence: Sequence, equal: bool) {
+        let found = self.shared.with_due(|core, due| core.checked(sequence, due));
         let mut core = self.shared.core.lock();
-        let Some((lun, region)) = core.checked(sequence).filter(|_| !equal && core.live) else { return };
+        let Some((lun, region)) = found.filter(|_| !equal && core.live) else { return };
         let state = &core.luns[usize::from(lun.0)];
         state.map.set_resync([region], true);
         if !matches!(state.resync, Resync::Running { .. }) {

@@ -214,3 +214,43 @@ fn whoever_waits_in_an_eager_log_pumps() {
     assert_eq!(taker.taken.lock().len(), 4);
     assert!(log.wait_next(WAIT), "the dispatcher finds it");
 }
+
+/// The story: what a program writes at once may become several requests, on several connections; its reply left when the
+/// last of them was answered, though an earlier one was still on its way.
+#[test]
+fn a_wait_for_a_request_waits_for_those_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = MirrorLog::open(config(dir.path(), 1)).unwrap();
+    log.begin_session(&[PeerLun { id: LunId(0), durable_epoch: Epoch(0), resyncing: false, created: true }])
+        .unwrap();
+    let write = |region| {
+        let offset = region * REGION_BYTES;
+        log.append(LunId(0), Origin::Metadata, Body::Discard { offset, length: 4096 }).sequence
+    };
+    let (first, second) = (write(0), write(1));
+    log.barrier(LunId(0));
+    let third = write(2);
+    while !matches!(log.next(Duration::ZERO), Next::Idle) {}
+    let answered = Arc::new(AtomicU64::new(0));
+    for sequence in [second, third] {
+        let answered = Arc::clone(&answered);
+        log.when_applied(
+            sequence,
+            Box::new(move |_| {
+                answered.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
+    }
+    log.applied(third);
+    log.applied(second);
+    assert_eq!(answered.load(Ordering::SeqCst), 0, "the first one is not stored yet");
+    log.applied(first);
+    assert_eq!(answered.load(Ordering::SeqCst), 2);
+    // Known at once.
+    log.when_applied(
+        second,
+        Box::new(move |_| {
+            answered.fetch_add(1, Ordering::SeqCst);
+        }),
+    );
+}

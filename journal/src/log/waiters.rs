@@ -44,6 +44,16 @@ impl Waiters {
         }
     }
 
+    /// All up to this number are applied, as far as `which` says so of each.
+    pub(crate) fn applied_upto(&mut self, sequence: u64, which: impl Fn(u64) -> bool, due: &mut Due) {
+        let keys: Vec<u64> =
+            self.applied.range(..=sequence).map(|(key, _)| *key).filter(|key| which(*key)).collect();
+        for key in keys {
+            let waiters = self.applied.remove(&key).into_iter().flatten();
+            due.extend(waiters.map(|waiter| (waiter, Waited::Mirrored)));
+        }
+    }
+
     /// All up to `sequence` are applied, all up to `epoch` durable.
     pub(crate) fn durable(&mut self, sequence: Sequence, epoch: Epoch, due: &mut Due) {
         take_first(&mut self.applied, sequence.0, due);
