@@ -6,7 +6,7 @@
 
 use super::error::Result;
 use super::superblock::Geometry;
-use super::types::{BlockNo, Tid};
+use super::types::{BlockNo, GroupNo, InodeNo, Tid};
 use crate::image::Lun;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -30,6 +30,24 @@ pub(crate) fn shared_bytes(data: BlockData) -> Bytes {
 /// Bytes of clean metadata kept at most.
 const CACHE_BYTES_MAX: usize = 64 << 20;
 
+/// What a block has been held against. A damaged image can lead to one block by several ways; a check for one of them says nothing
+/// about the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The block bitmap of this group.
+    BlockBitmap(GroupNo),
+    /// The inode bitmap of this group.
+    InodeBitmap(GroupNo),
+    /// A node of this inode's extent tree.
+    Extents(InodeNo),
+    /// The first block of this directory.
+    DirectoryHead(InodeNo),
+    /// A further block of this directory.
+    Directory(InodeNo),
+    /// A block of extended attributes; inodes may share it.
+    Attributes,
+}
+
 /// A cached block.
 #[derive(Debug)]
 pub(crate) struct Buffer {
@@ -37,8 +55,8 @@ pub(crate) struct Buffer {
     pub(crate) data: BlockData,
     /// In the running transaction.
     pub(crate) running: bool,
-    /// Content has been held against its structure's checksum since it was read.
-    pub(crate) verified: bool,
+    /// What its content was last found to be right for, since it was read.
+    pub(crate) verified: Option<Role>,
     /// Serial of the last handle that changed it (that handle has its older content).
     pub(crate) handle: u64,
     /// Used since the eviction hand last passed.
@@ -128,12 +146,12 @@ impl MetaCache {
                     Arc::new(bytes[index * self.block_size..(index + 1) * self.block_size].to_vec())
                 }
             };
-            self.insert(BlockNo(number), data, false);
+            self.insert(BlockNo(number), data, None);
         }
         Ok(())
     }
     /// Puts a block with this content, replacing what was there.
-    pub(crate) fn insert(&mut self, block: BlockNo, data: BlockData, verified: bool) -> &mut Buffer {
+    pub(crate) fn insert(&mut self, block: BlockNo, data: BlockData, verified: Option<Role>) -> &mut Buffer {
         self.evict();
         let buffer = Buffer { data, running: false, verified, handle: 0, referenced: true };
         if self.buffers.insert(block.0, buffer).is_none() {

@@ -10,7 +10,7 @@
 use super::Ext4;
 use super::alloc::Allocator;
 use super::attr::Context;
-use super::cache::{BlockData, MetaCache};
+use super::cache::{BlockData, MetaCache, Role};
 use super::commit::CommitState;
 use super::defect::{Defect, Planted};
 use super::error::{FsError, Result};
@@ -136,7 +136,7 @@ type Undo = Box<dyn FnOnce(&mut Core) + Send>;
 struct Saved {
     block: BlockNo,
     /// Content, "running" and "verified" before this handle; `None`: the block was not cached.
-    before: Option<(BlockData, bool, bool)>,
+    before: Option<(BlockData, bool, Option<Role>)>,
     was_revoked: bool,
 }
 
@@ -164,19 +164,21 @@ impl Core {
         Ok(self.cache.get(block)?.data.clone())
     }
 
-    /// Current content of a metadata block; `check` runs once for each time it was read from the image.
+    /// Current content of a metadata block; `check` runs once for each time it was read from the image, and again when it comes to
+    /// be used in another role.
     ///
     /// # Errors
     /// What `check` finds, and as for [`MetaCache::get`].
     pub(crate) fn block_checked(
         &mut self,
         block: BlockNo,
+        role: Role,
         check: impl FnOnce(&[u8]) -> Result<()>,
     ) -> Result<BlockData> {
         let buffer = self.cache.get(block)?;
-        if !buffer.verified {
+        if buffer.verified != Some(role) {
             check(&buffer.data)?;
-            buffer.verified = true;
+            buffer.verified = Some(role);
         }
         Ok(buffer.data.clone())
     }
@@ -244,7 +246,7 @@ impl<'a> Tx<'a> {
         let was_revoked = self.core.running.revoked.remove(&block.0);
         self.saved.push(Saved { block, before, was_revoked });
         self.core.running.blocks.insert(block.0);
-        let buffer = self.core.cache.insert(block, Arc::new(vec![0; block_size]), true);
+        let buffer = self.core.cache.insert(block, Arc::new(vec![0; block_size]), None);
         buffer.running = true;
         buffer.handle = self.serial;
         Ok(Arc::make_mut(&mut buffer.data).as_mut_slice())

@@ -1,6 +1,7 @@
 //! Taking and freeing inode numbers in a handle.
 
 use super::super::attr::FileKind;
+use super::super::cache::Role;
 use super::super::error::{FsError, Result, errno};
 use super::super::group::{GroupDesc, INODE_UNINIT};
 use super::super::tx::{Core, Tx};
@@ -103,7 +104,7 @@ impl Tx<'_> {
         }
         let place = desc.inode_bitmap;
         let sum = desc.inode_bitmap_checksum;
-        let bitmap = self.core.block_checked(place, |bitmap| {
+        let bitmap = self.core.block_checked(place, Role::InodeBitmap(group), |bitmap| {
             check_bitmap(&geometry, bitmap, geometry.inodes_per_group, sum, "inode bitmap", place)
         })?;
         Ok(first_zero(&bitmap, from, geometry.inodes_per_group))
@@ -178,7 +179,7 @@ impl Tx<'_> {
             return Err(wrong("freeing of an inode in an unused group"));
         }
         let (place, sum) = (desc.inode_bitmap, desc.inode_bitmap_checksum);
-        self.core.block_checked(place, |bitmap| {
+        self.core.block_checked(place, Role::InodeBitmap(group), |bitmap| {
             check_bitmap(&geometry, bitmap, geometry.inodes_per_group, sum, "inode bitmap", place)
         })?;
         let bitmap = self.modify(place)?;

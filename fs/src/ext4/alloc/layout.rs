@@ -1,6 +1,7 @@
 //! Where the file system's own structures lie, and the bitmaps that follow from it.
 
 use super::super::bytes::le32;
+use super::super::cache::Role;
 use super::super::checksum::crc32c;
 use super::super::error::{FsError, Result};
 use super::super::group::{BLOCK_UNINIT, GroupDesc};
@@ -149,7 +150,7 @@ impl Core {
             return Ok(Arc::new(self.fresh_block_bitmap(group)?));
         }
         let (place, sum) = (desc.block_bitmap, desc.block_bitmap_checksum);
-        self.block_checked(place, |bitmap| {
+        self.block_checked(place, Role::BlockBitmap(group), |bitmap| {
             check_bitmap(&geometry, bitmap, geometry.blocks_per_group, sum, "block bitmap", place)
         })
     }

@@ -10,7 +10,7 @@ mod index;
 pub(crate) use entry::NAME_MAX;
 
 use super::attr::{DirEntry, FileKind};
-use super::cache::BlockData;
+use super::cache::{BlockData, Role};
 use super::error::{FsError, Result};
 use super::inode::{Inode, flag};
 use super::superblock::{Geometry, feature};
@@ -84,7 +84,8 @@ impl Core {
             ));
         };
         let geometry = self.geometry.clone();
-        let data = self.block_checked(block, |data| {
+        let role = if file_block.0 == 0 { Role::DirectoryHead(dir.ino) } else { Role::Directory(dir.ino) };
+        let data = self.block_checked(block, role, |data| {
             let sums = Sums::of(&geometry, dir);
             if is_indexed(&geometry, dir) {
                 if file_block.0 == 0 {
@@ -315,13 +316,20 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The block of a name, for changing. Reading passes over what is damaged in a block; a change would seal the damage.
+    fn modify_found(&mut self, dir: &Inode, found: &Found) -> Result<&mut [u8]> {
+        let (block, _) = self.core.dir_block(dir, found.file_block)?;
+        debug_assert_eq!(block, found.block, "the name's block has not moved");
+        self.modify(block)
+    }
+
     /// Removes the name at this place.
     ///
     /// # Errors
-    /// As for [`Tx::modify`].
+    /// `Corrupt` where the name was found in a damaged block; as for [`Tx::modify`].
     pub(crate) fn dir_remove(&mut self, dir: &Inode, found: &Found) -> Result<()> {
         let geometry = self.core.geometry.clone();
-        let data = self.modify(found.block)?;
+        let data = self.modify_found(dir, found)?;
         entry::delete_record(data, found.offset, found.before);
         seal(&geometry, dir, found.file_block, data);
         Ok(())
@@ -330,7 +338,7 @@ impl Tx<'_> {
     /// Lets the name at this place name another inode.
     ///
     /// # Errors
-    /// As for [`Tx::modify`].
+    /// `Corrupt` where the name was found in a damaged block; as for [`Tx::modify`].
     pub(crate) fn dir_point(
         &mut self,
         dir: &Inode,
@@ -339,7 +347,7 @@ impl Tx<'_> {
         kind: FileKind,
     ) -> Result<()> {
         let geometry = self.core.geometry.clone();
-        let data = self.modify(found.block)?;
+        let data = self.modify_found(dir, found)?;
         entry::point_record(data, found.offset, ino.0, entry::kind_byte(&geometry, kind));
         seal(&geometry, dir, found.file_block, data);
         Ok(())

@@ -1,6 +1,6 @@
 //! Walking the extent tree.
 
-use super::super::cache::BlockData;
+use super::super::cache::{BlockData, Role};
 use super::super::error::{FsError, Result};
 use super::super::inode::{Inode, flag};
 use super::super::superblock::ChecksumKind;
@@ -118,7 +118,7 @@ impl Core {
         let bad = |why: &str| FsError::corrupt(format!("extent tree: {why}"), Some(inode.ino), Some(place));
         let geometry = self.geometry.clone();
         let zone = self.system_zone()?;
-        let data = self.block_checked(place, |bytes| {
+        let data = self.block_checked(place, Role::Extents(inode.ino), |bytes| {
             if geometry.checksums == ChecksumKind::Crc32c {
                 node::check_checksum(bytes, inode.checksum_seed(&geometry)).map_err(bad)?;
             }

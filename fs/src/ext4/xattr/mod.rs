@@ -8,6 +8,7 @@ mod codec;
 
 use super::Ext4;
 use super::attr::{Context, XattrMode};
+use super::cache::Role;
 use super::error::{FsError, Result, errno};
 use super::inode::{Inode, flag};
 use super::superblock::Geometry;
@@ -38,7 +39,8 @@ impl Core {
         }
         let at = BlockNo(inode.xattr_block);
         let geometry = self.geometry.clone();
-        let data = self.block_checked(at, |data| codec::check_block(&geometry, inode.ino, at, data))?;
+        let data = self
+            .block_checked(at, Role::Attributes, |data| codec::check_block(&geometry, inode.ino, at, data))?;
         codec::decode_block(inode.ino, at, &data)
     }
 
@@ -154,7 +156,9 @@ impl Tx<'_> {
         }
         let at = BlockNo(inode.xattr_block);
         let geometry = self.core.geometry.clone();
-        let data = self.core.block_checked(at, |data| codec::check_block(&geometry, inode.ino, at, data))?;
+        let data = self
+            .core
+            .block_checked(at, Role::Attributes, |data| codec::check_block(&geometry, inode.ino, at, data))?;
         let references = codec::block_references(&data);
         drop(data);
         if references > 1 {
