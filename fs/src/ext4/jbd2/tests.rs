@@ -10,7 +10,7 @@ use super::super::bytes::{be32, le16, le32, put_be32};
 use super::super::error::FsError;
 use super::super::mount::recover;
 use super::super::test_support::{
-    self as support, Form, Image, Op, Random, Recorder, check_clean, lun_over, masked, replay_by_e2fsck,
+    self as support, Form, Image, Op, Random, Recorder, assert_same, check_clean, lun_over, replay_by_e2fsck,
 };
 use super::super::types::{BlockNo, InodeNo};
 use super::super::{Ext4, Options};
@@ -210,11 +210,7 @@ fn crash_everywhere(form: &Form, seed: u64, transactions: u32, judged: usize) {
         // What recovery has read must be there again for the next one.
         model.check(&ours, image.block_size, counter, *barrier);
         if index % barriers.len().div_ceil(judged) == 0 {
-            let theirs = replay_by_e2fsck(&crashed);
-            assert!(
-                masked(&ours, &image) == masked(&theirs, &image),
-                "recovery differs from e2fsck's at {barrier}"
-            );
+            assert_same(&ours, &replay_by_e2fsck(&crashed), &image, &format!("at {barrier}"));
             check_clean(&ours);
         }
     }
@@ -574,7 +570,7 @@ fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
         let (_, _, recovered) = recover(&lun).unwrap();
         assert!(recovered.transactions > 0, "the kernel left nothing to replay");
         let ours = support::bytes_of(&lun);
-        assert!(masked(&ours, &image) == masked(&replay_by_e2fsck(&crashed), &image));
+        assert_same(&ours, &replay_by_e2fsck(&crashed), &image, "as the kernel left it");
         // And the kernel takes what we go on with: more transactions, a crash, e2fsck again.
         let recorder = Recorder::over(&ours);
         let ext4 = open(&lun_over(recorder.clone()));
@@ -590,7 +586,7 @@ fn a_journal_left_by_the_kernel_replays_as_by_e2fsck() {
         let lun = lun_over(Recorder::over(&bytes));
         assert_eq!(recover(&lun).unwrap().2.transactions, 1);
         let ours = support::bytes_of(&lun);
-        assert!(masked(&ours, &image) == masked(&replay_by_e2fsck(&bytes), &image));
+        assert_same(&ours, &replay_by_e2fsck(&bytes), &image, "as we left it");
         assert_eq!(support::root_group_by_kernel(&bytes), 4242, "the kernel replays what we left");
     }
 }
