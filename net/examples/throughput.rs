@@ -47,8 +47,8 @@ impl MirrorImage for Nowhere {
 }
 
 impl RegionSource for Nowhere {
-    fn resync_region(&self, _: RegionNo, _: bool) -> io::Result<()> {
-        Ok(())
+    fn resync_region(&self, region: RegionNo, _: bool) -> io::Result<RegionNo> {
+        Ok(RegionNo(region.0 + 1))
     }
 }
 

@@ -123,8 +123,7 @@ fn a_damaged_index_root_is_not_changed() {
 fn a_block_is_checked_for_each_structure_that_claims_it() {
     let image = Image::make("16M", &["-O", "metadata_csum"]);
     let fs = image.open();
-    let mut make =
-        |name: &[u8]| fs.make(ROOT, InodeNo::ROOT, name, NewNode::Directory, 0o755, 0).unwrap().ino;
+    let make = |name: &[u8]| fs.make(ROOT, InodeNo::ROOT, name, NewNode::Directory, 0o755, 0).unwrap().ino;
     let (one, two) = (make(b"one"), make(b"two"));
     fs.make(ROOT, one, b"file", NewNode::Regular, 0o644, 0).unwrap();
     fs.close().unwrap();

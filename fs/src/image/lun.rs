@@ -382,7 +382,7 @@ impl Lun {
 struct Source(Weak<Lun>);
 
 impl RegionSource for Source {
-    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<()> {
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<RegionNo> {
         match self.0.upgrade() {
             Some(lun) => lun.resync_region(region, skip_holes),
             None => Err(io::Error::other("the image is closed")),
@@ -391,8 +391,9 @@ impl RegionSource for Source {
 }
 
 impl RegionSource for Lun {
-    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<()> {
-        let Some(mirror) = &self.mirror else { return Ok(()) };
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<RegionNo> {
+        let mut next = RegionNo(region.0 + 1);
+        let Some(mirror) = &self.mirror else { return Ok(next) };
         let start = region.start();
         let end = (start + REGION_BYTES).min(self.size_bytes);
         let append = |body| mirror.log.append(mirror.id, Origin::Resync, body);
@@ -405,8 +406,15 @@ impl RegionSource for Lun {
         self.latch.check()?;
         let mut at = start;
         while at < end {
-            let data = self.backing.next_data(at)?.filter(|data| data.start < end);
-            let Some(data) = data else { break };
+            // A search may pass over gigabytes of hole: its result is used for all the regions in it, where that is right.
+            let data = match self.backing.next_data(at)? {
+                Some(data) if data.start < end => data,
+                later => {
+                    let from = later.map_or(self.size_bytes, |data| data.start);
+                    next = if skip_holes { RegionNo::of(from).max(next) } else { next };
+                    break;
+                }
+            };
             // A request has whole sectors, whatever the host's blocks are.
             let (from, to) = ((data.start & !4095).max(at), data.end.next_multiple_of(4096).min(end));
             hole(at, from);
@@ -422,7 +430,7 @@ impl RegionSource for Lun {
             }
         }
         hole(at, end);
-        Ok(())
+        Ok(next)
     }
 }
 

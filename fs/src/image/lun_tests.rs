@@ -218,7 +218,7 @@ fn a_failed_write_is_not_logged_and_latches() {
         lun.discard(0, 512, Origin::Metadata).map(|_| ()),
         lun.flush().map(|_| ()),
         lun.reserve(0, 4096),
-        lun.resync_region(RegionNo(0), false),
+        lun.resync_region(RegionNo(0), false).map(drop),
     ] {
         assert!(result.unwrap_err().to_string().contains(&why));
     }
@@ -317,11 +317,11 @@ fn a_region_is_resynced_as_data_and_holes() {
         });
         ranges.collect::<Vec<_>>()
     };
-    lun.resync_region(RegionNo(1), true).unwrap();
+    assert_eq!(lun.resync_region(RegionNo(1), true).unwrap(), RegionNo(4), "all holes up to there");
     let start = REGION_BYTES + 65_536;
     let data = [(true, start, 256 << 10), (true, start + (256 << 10), 44 << 10)];
     assert_eq!(ranges(), data);
-    lun.resync_region(RegionNo(1), false).unwrap();
+    assert_eq!(lun.resync_region(RegionNo(1), false).unwrap(), RegionNo(2), "holes are sent");
     let end = start + (300 << 10);
     let whole = [(false, REGION_BYTES, 65_536), data[0], data[1], (false, end, 2 * REGION_BYTES - end)];
     assert_eq!(ranges()[2..], whole);

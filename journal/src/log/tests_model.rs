@@ -11,11 +11,12 @@ const REGIONS: usize = 64;
 struct Image(Mutex<[u8; REGIONS]>, Mutex<std::sync::Weak<MirrorLog>>);
 
 impl RegionSource for Image {
-    fn resync_region(&self, region: RegionNo, _skip_holes: bool) -> std::io::Result<()> {
-        let Some(log) = self.1.lock().upgrade() else { return Ok(()) };
+    fn resync_region(&self, region: RegionNo, _skip_holes: bool) -> std::io::Result<RegionNo> {
+        let next = RegionNo(region.0 + 1);
+        let Some(log) = self.1.lock().upgrade() else { return Ok(next) };
         let image = self.0.lock();
         append(&log, Origin::Resync, region.0 as usize, image[region.0 as usize]);
-        Ok(())
+        Ok(next)
     }
 }
 

@@ -446,7 +446,8 @@ fn resync_goes_on_after_an_outage_with_what_was_not_durable() {
     let begin = take_until(&log, |request| matches!(request.body, Body::Barrier { .. }));
     let begun = begin.last().unwrap().epoch;
     log.durable(begun);
-    until("regions read", || source.asked.load(std::sync::atomic::Ordering::SeqCst) == 64);
+    // Every other one: the holes between are passed over.
+    until("regions read", || source.asked.load(std::sync::atomic::Ordering::SeqCst) == 32);
     log.end_session();
     assert!(log.list(usize::MAX).iter().all(|request| request.range().is_none()), "resync entries were kept");
     assert_eq!(log.status().resync_regions_left, 64);

@@ -132,17 +132,21 @@ pub(crate) fn carry_out(shared: &Shared, work: Work) -> Result<(), ()> {
             let durable = core.durable;
             let state = &mut core.luns[usize::from(lun.0)];
             let Resync::Running { cursor, in_flight, .. } = &mut state.resync else { return Ok(()) };
-            if let Err(error) = result {
-                log::error!("resync: LUN {}, region {}: {error}; trying again", lun.0, region.0);
-                return Err(());
+            match result {
+                Ok(next) => *cursor = next.max(RegionNo(region.0 + 1)),
+                Err(error) => {
+                    log::error!("resync: LUN {}, region {}: {error}; trying again", lun.0, region.0);
+                    return Err(());
+                }
             }
-            *cursor = RegionNo(region.0 + 1);
+            let behind = |region: &RegionNo| state.map.next_resync(RegionNo(region.0 + 1));
+            let carried = std::iter::successors(Some(region), behind).take_while(|region| *region < *cursor);
             if upto <= durable {
-                state.map.set_resync([region], false);
+                state.map.set_resync(carried.collect::<Vec<_>>(), false);
             } else {
-                in_flight.push_back((upto, region));
+                in_flight.extend(carried.map(|region| (upto, region)));
             }
-            if state.map.next_resync(RegionNo(region.0 + 1)).is_none() {
+            if state.map.next_resync(*cursor).is_none() {
                 // The last one need not wait for the epoch to close by age.
                 core.close_open(LunId(0));
                 shared.wake_for_append(&mut core);

@@ -117,9 +117,12 @@ pub trait RegionSource: Send + Sync {
     /// [`MirrorLog::append`](super::MirrorLog::append) and [`Origin::Resync`](crate::request::Origin::Resync): data as writes of at most 256 KiB, holes as discards
     /// (none when `skip_holes`).
     ///
+    /// Returns the region to go on with: the one behind it or, when `skip_holes`, a later one if there was no data before that while
+    /// this one was read (what is written there afterwards is in the log). So a large hole is looked through once.
+    ///
     /// # Errors
     /// When the image can't be read.
-    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> std::io::Result<()>;
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> std::io::Result<RegionNo>;
 }
 
 /// Errors of the log. A failing queue disk is never one of them: it is reported in [`LogStatus`].

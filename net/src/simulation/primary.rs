@@ -79,8 +79,9 @@ struct Source {
 }
 
 impl RegionSource for Source {
-    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> std::io::Result<()> {
-        let Some(log) = self.log.upgrade() else { return Ok(()) };
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> std::io::Result<RegionNo> {
+        let mut next = RegionNo(region.0 + 1);
+        let Some(log) = self.log.upgrade() else { return Ok(next) };
         let image = self.image.lock();
         let first = (region.0 * SLOTS) as usize;
         let mut slot = 0;
@@ -108,7 +109,13 @@ impl RegionSource for Source {
                 log.append(self.lun, Origin::Resync, write_of(offset, &run));
             }
         }
-        Ok(())
+        let is_hole = |region: RegionNo| {
+            image.now[(region.0 * SLOTS) as usize..][..SLOTS as usize].iter().all(|&c| c == 0)
+        };
+        while skip_holes && next.0 < REGIONS && is_hole(next) {
+            next.0 += 1;
+        }
+        Ok(next)
     }
 }
 

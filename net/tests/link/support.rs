@@ -202,9 +202,10 @@ pub(crate) fn crc(payload: &[u8]) -> u32 {
 }
 
 impl RegionSource for Source {
-    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<()> {
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> io::Result<RegionNo> {
+        let next = RegionNo(region.0 + 1);
         let log = self.log.lock().unwrap().as_ref().and_then(std::sync::Weak::upgrade);
-        let Some(log) = log else { return Ok(()) };
+        let Some(log) = log else { return Ok(next) };
         let bytes = self.bytes.lock().unwrap();
         let start = region.start();
         let end = (start + REGION_BYTES).min(SIZE);
@@ -221,7 +222,7 @@ impl RegionSource for Source {
             };
             log.append(LUN, Origin::Resync, body);
         }
-        Ok(())
+        Ok(next)
     }
 }
 

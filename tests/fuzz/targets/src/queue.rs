@@ -63,8 +63,9 @@ struct Source {
 }
 
 impl RegionSource for Source {
-    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> std::io::Result<()> {
-        let Some(log) = self.log.upgrade() else { return Ok(()) };
+    fn resync_region(&self, region: RegionNo, skip_holes: bool) -> std::io::Result<RegionNo> {
+        let next = RegionNo(region.0 + 1);
+        let Some(log) = self.log.upgrade() else { return Ok(next) };
         match self.primary.get(&(self.lun, region.0)) {
             Some(byte) => {
                 log.append(LunId(self.lun), Origin::Resync, write_body(region.0, *byte));
@@ -75,7 +76,7 @@ impl RegionSource for Source {
                 log.append(LunId(self.lun), Origin::Resync, body);
             }
         }
-        Ok(())
+        Ok(next)
     }
 }
 
