@@ -4,47 +4,89 @@
 //! microseconds before, is awake again, most of all where an idle processor is halted (virtual machines). While
 //! requests come that quickly, one thread therefore looks for the next one for a moment before it sleeps. It gives way to
 //! whoever wants the processor, and stops as soon as requests come more slowly.
+//!
+//! The kernel knows nothing of that: for each request it wakes a thread that sleeps in a read of the device, in vain where the one
+//! that is awake is quicker. So while one thread is enough, the others stand by: they sleep here, not in a read. Those in a read
+//! come here by being let have a request. They go back to reading when requests wait for the one thread, or come no more.
 
+use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a thread stays awake at most, and how soon a request must come to count as following on.
-const LINGER: Duration = Duration::from_micros(50);
+/// How long a thread stays awake at most, and how soon a request must come to count as following on: above the time to the mirror
+/// and back on one machine.
+const LINGER: Duration = Duration::from_micros(100);
 /// Following requests that are remembered. Halved by each one that comes late, so that a few of these end it.
 const CREDIT_MAX: u32 = 8;
+/// How often one of those that stand by looks whether a request waits, or none has come since: bounds how long a request waits behind
+/// one that takes unexpectedly long.
+const WATCH: Duration = Duration::from_millis(1);
+/// How long a thread that is awake waits for one that was woken in vain so far: above the time to wake a halted processor.
+const GIVE_WAY: Duration = Duration::from_micros(300);
+/// How long a request waits until a thread that stands by goes to serve it.
+const WAITED: Duration = Duration::from_micros(100);
+/// Looks of the one that watches which found a request waiting, less those that did not, from which on one thread is not enough. A
+/// single program has a request waiting only until a thread has woken.
+const CROWD: u32 = 20;
+/// How long nobody stands by after that.
+const CROWD_LASTS: Duration = Duration::from_millis(400);
 
 /// What the FUSE threads share.
 pub(crate) struct Linger {
     device: OwnedFd,
+    threads: usize,
+    /// Threads that are not in a read of the device: they serve, linger or stand by.
+    outside: AtomicUsize,
+    /// Threads that stand by: not all, so that one reads.
+    standing: AtomicUsize,
     /// A thread is awake for the next request.
     taken: AtomicBool,
     /// Requests that came in; tells the thread that is awake that another one has got the request.
     arrived: AtomicU64,
     /// Requests that lately followed on the one before within [`LINGER`]; 0: nobody lingers.
     credit: AtomicU32,
+    /// Until when nobody stands by, in nanoseconds since `started`.
+    crowded_until_ns: AtomicU64,
     /// When the last request was done with, in nanoseconds since `started`.
     done_ns: AtomicU64,
     started: Instant,
+    /// One of those that stand by watches.
+    watched: Mutex<bool>,
+    called: Condvar,
 }
 
 /// A request that is being served; dropped behind its last step.
 pub(crate) struct Serving<'a>(&'a Linger);
 
+/// How a thread's time awake ended.
+enum Awake {
+    /// With a request for it, or too long a wait.
+    Read,
+    /// Another thread got the request.
+    Lost,
+}
+
 impl Linger {
-    /// For the session on this device.
+    /// For a session of so many threads on this device.
     ///
     /// # Errors
     /// When no descriptor is to be had.
-    pub(crate) fn new(device: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn new(device: BorrowedFd<'_>, threads: usize) -> io::Result<Self> {
         Ok(Self {
             device: device.try_clone_to_owned()?,
+            threads,
+            outside: AtomicUsize::new(0),
+            standing: AtomicUsize::new(0),
             taken: AtomicBool::new(false),
             arrived: AtomicU64::new(0),
             credit: AtomicU32::new(0),
+            crowded_until_ns: AtomicU64::new(0),
             done_ns: AtomicU64::new(0),
             started: Instant::now(),
+            watched: Mutex::new(false),
+            called: Condvar::new(),
         })
     }
 
@@ -54,6 +96,7 @@ impl Linger {
 
     /// A request has come in.
     pub(crate) fn serve(&self) -> Serving<'_> {
+        self.outside.fetch_add(1, Ordering::Relaxed);
         self.arrived.fetch_add(1, Ordering::Relaxed);
         let waited_ns = self.now_ns().saturating_sub(self.done_ns.load(Ordering::Relaxed));
         self.note(Duration::from_nanos(waited_ns));
@@ -67,30 +110,133 @@ impl Linger {
         self.credit.store(credit, Ordering::Relaxed);
     }
 
+    /// One thread is enough for what comes.
+    fn one_is_enough(&self) -> bool {
+        self.credit.load(Ordering::Relaxed) >= CREDIT_MAX / 2
+            && self.now_ns() >= self.crowded_until_ns.load(Ordering::Relaxed)
+    }
+
+    fn one_is_not_enough(&self) {
+        let until_ns = self.now_ns() + CROWD_LASTS.as_nanos() as u64;
+        self.crowded_until_ns.store(until_ns, Ordering::Relaxed);
+    }
+
     fn is_ready(&self) -> bool {
         let mut device = libc::pollfd { fd: self.device.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one `pollfd`, on the stack; the descriptor is open. It returns at once. An error ends the wait too.
         unsafe { libc::poll(&raw mut device, 1, 0) != 0 }
     }
 
-    fn linger(&self) {
-        let begun_ns = self.now_ns();
-        self.done_ns.store(begun_ns, Ordering::Relaxed);
-        if self.credit.load(Ordering::Relaxed) == 0 || self.taken.swap(true, Ordering::Acquire) {
+    fn served(&self) {
+        self.done_ns.store(self.now_ns(), Ordering::Relaxed);
+        if self.credit.load(Ordering::Relaxed) == 0 {
             return;
         }
+        if self.taken.swap(true, Ordering::Acquire) {
+            self.stand_by();
+            return;
+        }
+        loop {
+            let awake = self.stay_awake();
+            // The one that got the request may stand by already, so that this one can't.
+            if matches!(awake, Awake::Lost)
+                && self.credit.load(Ordering::Relaxed) > 0
+                && self.all_others_stand()
+            {
+                continue;
+            }
+            self.taken.store(false, Ordering::Release);
+            if matches!(awake, Awake::Lost) {
+                self.stand_by();
+            }
+            return;
+        }
+    }
+
+    fn all_others_stand(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) + 1 >= self.threads
+    }
+
+    /// Looks for the next request.
+    fn stay_awake(&self) -> Awake {
         let arrived = self.arrived.load(Ordering::Relaxed);
-        let end_ns = begun_ns + LINGER.as_nanos() as u64;
-        while !self.is_ready() && self.arrived.load(Ordering::Relaxed) == arrived && self.now_ns() < end_ns {
+        let mut end_ns = self.now_ns() + LINGER.as_nanos() as u64;
+        let mut gives_way = false;
+        while self.arrived.load(Ordering::Relaxed) == arrived {
+            if !gives_way && self.is_ready() {
+                let others_read = self.outside.load(Ordering::Relaxed) < self.threads;
+                if !(others_read && self.one_is_enough()) {
+                    return Awake::Read;
+                }
+                // One of those that read was woken for it: let it have the request, and come here afterwards.
+                gives_way = true;
+                end_ns = self.now_ns() + GIVE_WAY.as_nanos() as u64;
+            }
+            if self.now_ns() >= end_ns {
+                if gives_way {
+                    // Nobody came for it: not again soon.
+                    self.one_is_not_enough();
+                }
+                return Awake::Read;
+            }
             std::thread::yield_now();
         }
-        self.taken.store(false, Ordering::Release);
+        Awake::Lost
     }
+
+    /// Sleeps while one thread is enough, unless it is the last one.
+    fn stand_by(&self) {
+        if self.standing.fetch_add(1, Ordering::Relaxed) + 1 < self.threads {
+            self.sleep();
+        }
+        self.standing.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn sleep(&self) {
+        let mut watched = self.watched.lock();
+        if *watched {
+            while *watched {
+                self.called.wait(&mut watched);
+            }
+            return;
+        }
+        *watched = true;
+        let mut crowd = 0;
+        while self.one_is_enough() {
+            let before = self.arrived.load(Ordering::Relaxed);
+            self.called.wait_for(&mut watched, WATCH);
+            let arrived = self.arrived.load(Ordering::Relaxed);
+            if arrived == before {
+                break;
+            }
+            let waits = self.is_ready();
+            crowd = crowd_after(crowd, waits);
+            if crowd == CROWD {
+                self.one_is_not_enough();
+                break;
+            }
+            if !waits {
+                continue;
+            }
+            self.called.wait_for(&mut watched, WAITED);
+            if self.arrived.load(Ordering::Relaxed) == arrived {
+                break;
+            }
+        }
+        *watched = false;
+        self.called.notify_all();
+    }
+}
+
+/// See [`CROWD`].
+fn crowd_after(crowd: u32, waits: bool) -> u32 {
+    if waits { crowd + 1 } else { crowd.saturating_sub(1) }
 }
 
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
-        self.0.linger();
+        self.0.served();
+        self.0.outside.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -104,7 +250,7 @@ mod tests {
     #[test]
     fn it_lingers_only_while_requests_follow_on() {
         let (reader, _writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd()).unwrap();
+        let linger = Linger::new(reader.as_fd(), 1).unwrap();
         let credit = || linger.credit.load(Ordering::Relaxed);
         linger.note(LINGER * 2);
         assert_eq!(credit(), 0);
@@ -120,19 +266,96 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_by_time_by_a_request_and_when_another_has_taken_it() {
+    fn it_ends_by_time_and_by_a_request() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd()).unwrap();
-        linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
+        let linger = Linger::new(reader.as_fd(), 1).unwrap();
         let begun = Instant::now();
-        linger.linger();
+        assert!(matches!(linger.stay_awake(), Awake::Read));
         assert!(begun.elapsed() >= LINGER);
         writer.write_all(b"x").unwrap();
-        assert!(linger.is_ready());
-        linger.linger();
-        // One that another thread keeps from lingering returns as well, and leaves it to that one.
-        linger.taken.store(true, Ordering::Relaxed);
-        linger.linger();
-        assert!(linger.taken.load(Ordering::Relaxed));
+        assert!(matches!(linger.stay_awake(), Awake::Read));
+    }
+
+    #[test]
+    fn a_request_is_left_to_one_that_reads_but_not_where_nobody_comes() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let linger = Linger::new(reader.as_fd(), 2).unwrap();
+        linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
+        linger.outside.store(1, Ordering::Relaxed);
+        writer.write_all(b"x").unwrap();
+        let begun = Instant::now();
+        assert!(matches!(linger.stay_awake(), Awake::Read));
+        assert!(begun.elapsed() >= GIVE_WAY, "it gave way");
+        assert!(!linger.one_is_enough(), "nobody came: not again soon");
+        // Where somebody does come, he has it.
+        linger.crowded_until_ns.store(0, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            let awake = scope.spawn(|| linger.stay_awake());
+            while !awake.is_finished() {
+                linger.arrived.fetch_add(1, Ordering::Relaxed);
+            }
+            assert!(matches!(awake.join().unwrap(), Awake::Lost));
+        });
+    }
+
+    #[test]
+    fn not_all_stand_by() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let linger = Linger::new(reader.as_fd(), 2).unwrap();
+        linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
+        linger.standing.store(1, Ordering::Relaxed);
+        assert!(linger.all_others_stand());
+        let begun = Instant::now();
+        (0..1000).for_each(|_| linger.stand_by());
+        assert!(begun.elapsed() < 1000 * WATCH, "it would have watched at least once each time");
+    }
+
+    #[test]
+    fn those_that_stand_by_go_back_when_they_are_needed_or_nothing_comes() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let linger = Linger::new(reader.as_fd(), 3).unwrap();
+        let stand_by_while = |happens: &dyn Fn(&dyn Fn() -> bool)| {
+            linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
+            linger.crowded_until_ns.store(0, Ordering::Relaxed);
+            std::thread::scope(|scope| {
+                let standing = [(); 2].map(|()| scope.spawn(|| linger.stand_by()));
+                happens(&|| standing.iter().all(|thread| thread.is_finished()));
+                standing.into_iter().for_each(|thread| thread.join().unwrap());
+            });
+            assert!(!*linger.watched.lock());
+            assert_eq!(linger.standing.load(Ordering::Relaxed), 0);
+        };
+        let come = || {
+            linger.arrived.fetch_add(1, Ordering::Relaxed);
+            std::thread::yield_now();
+        };
+        // Nothing comes.
+        stand_by_while(&|_| {});
+        // Requests come, but too slowly.
+        stand_by_while(&|ended| {
+            linger.credit.store(0, Ordering::Relaxed);
+            while !ended() {
+                come();
+            }
+        });
+        // There is always one that waits.
+        writer.write_all(b"x").unwrap();
+        stand_by_while(&|ended| {
+            while !ended() {
+                come();
+            }
+        });
+    }
+
+    #[test]
+    fn a_crowd_is_told_from_a_program_that_waits_for_a_thread_now_and_then() {
+        let looks = |waits: fn(u32) -> bool| {
+            (0..100_000).scan(0, move |crowd, look| {
+                *crowd = crowd_after(*crowd, waits(look));
+                Some(*crowd)
+            })
+        };
+        assert_eq!(looks(|_| true).position(|crowd| crowd == CROWD), Some(CROWD as usize - 1));
+        assert!(looks(|look| look % 3 == 0).all(|crowd| crowd < CROWD));
     }
 }

@@ -152,12 +152,13 @@ fn start_session(
     });
     let number = number.map(|entry| entry.device);
     let mut config = Config::default();
-    config.n_threads = Some(threads.unwrap_or_else(default_threads).max(1));
+    let threads = threads.unwrap_or_else(default_threads).max(1);
+    config.n_threads = Some(threads);
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.acl = acl;
     // The session is made from the device, not by fuser's own mounting: at its end that unmounts whatever lies at the
     // mount point by then.
-    let session = Linger::new(device.as_fd())
+    let session = Linger::new(device.as_fd(), threads)
         .and_then(|linger| Session::from_fd(Handler::new(server.clone(), linger), device, acl, config))
         .and_then(|session| {
             server.notify.set_notifier(session.notifier());
