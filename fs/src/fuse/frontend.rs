@@ -321,6 +321,7 @@ impl Filesystem for Handler {
     }
 
     fn fsync(&self, request: &Request, ino: INodeNo, _handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.linger.pass();
         let call = Call::new("fsync", ino, request);
         match self.server.inode(ino.0, libc::EINVAL) {
             Ok((lun, number)) => self.server.sync(call, lun, number, datasync, reply),
@@ -378,6 +379,7 @@ impl Filesystem for Handler {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.linger.pass();
         let call = Call::new("fsyncdir", ino, request);
         match self.server.inode(ino.0, 0) {
             Ok((lun, number)) => self.server.sync(call, lun, number, datasync, reply),
@@ -424,6 +426,7 @@ impl Filesystem for Handler {
 
     /// The kernel checks permissions itself (`default_permissions`).
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        self.linger.pass();
         reply.error(Errno::ENOSYS);
     }
 
@@ -453,6 +456,7 @@ impl Filesystem for Handler {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        self.linger.pass();
         reply.error(Errno::ENOSYS);
     }
 
@@ -466,6 +470,7 @@ impl Filesystem for Handler {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.linger.pass();
         self.server.fallocate(Call::new("fallocate", ino, request), offset, length, mode, reply);
     }
 
@@ -496,6 +501,7 @@ impl Filesystem for Handler {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.linger.pass();
         reply.error(Errno::ENOSYS);
     }
 }

@@ -12,6 +12,7 @@
 use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -33,9 +34,18 @@ const CROWD: u32 = 20;
 /// How long nobody stands by after that.
 const CROWD_LASTS: Duration = Duration::from_millis(400);
 
+/// What a thread that is awake looks for besides: news that programs wait for, and upon which they may make the next request.
+pub(crate) trait News: Send + Sync {
+    /// Takes what there is, without waiting, and answers whoever waited for it. True if there was something.
+    fn take(&self) -> bool;
+    /// Nobody goes on with [`Self::take`].
+    fn leave(&self);
+}
+
 /// What the FUSE threads share.
 pub(crate) struct Linger {
     device: OwnedFd,
+    news: Arc<dyn News>,
     threads: usize,
     /// Threads that are not in a read of the device: they serve, linger or stand by.
     outside: AtomicUsize,
@@ -43,7 +53,7 @@ pub(crate) struct Linger {
     standing: AtomicUsize,
     /// A thread is awake for the next request.
     taken: AtomicBool,
-    /// Requests that came in; tells the thread that is awake that another one has got the request.
+    /// Requests that came in; tells the thread that is awake that another one has got a request.
     arrived: AtomicU64,
     /// Requests that lately followed on the one before within [`LINGER`]; 0: nobody lingers.
     credit: AtomicU32,
@@ -60,22 +70,15 @@ pub(crate) struct Linger {
 /// A request that is being served; dropped behind its last step.
 pub(crate) struct Serving<'a>(&'a Linger);
 
-/// How a thread's time awake ended.
-enum Awake {
-    /// With a request for it, or too long a wait.
-    Read,
-    /// Another thread got the request.
-    Lost,
-}
-
 impl Linger {
     /// For a session of so many threads on this device.
     ///
     /// # Errors
     /// When no descriptor is to be had.
-    pub(crate) fn new(device: BorrowedFd<'_>, threads: usize) -> io::Result<Self> {
+    pub(crate) fn new(device: BorrowedFd<'_>, threads: usize, news: Arc<dyn News>) -> io::Result<Self> {
         Ok(Self {
             device: device.try_clone_to_owned()?,
+            news,
             threads,
             outside: AtomicUsize::new(0),
             standing: AtomicUsize::new(0),
@@ -101,6 +104,12 @@ impl Linger {
         let waited_ns = self.now_ns().saturating_sub(self.done_ns.load(Ordering::Relaxed));
         self.note(Duration::from_nanos(waited_ns));
         Serving(self)
+    }
+
+    /// A request has come in behind which its thread does not stay awake, as what follows on it comes late.
+    pub(crate) fn pass(&self) {
+        self.arrived.fetch_add(1, Ordering::Relaxed);
+        self.news.leave();
     }
 
     /// Races between threads lose a count now and then: it is a hint.
@@ -130,45 +139,39 @@ impl Linger {
     fn served(&self) {
         self.done_ns.store(self.now_ns(), Ordering::Relaxed);
         if self.credit.load(Ordering::Relaxed) == 0 {
-            return;
+            return self.news.leave();
         }
         if self.taken.swap(true, Ordering::Acquire) {
             self.stand_by();
-            return;
-        }
-        loop {
-            let awake = self.stay_awake();
-            // The one that got the request may stand by already, so that this one can't.
-            if matches!(awake, Awake::Lost)
-                && self.credit.load(Ordering::Relaxed) > 0
-                && self.all_others_stand()
-            {
-                continue;
-            }
+        } else {
+            self.stay_awake();
             self.taken.store(false, Ordering::Release);
-            if matches!(awake, Awake::Lost) {
-                self.stand_by();
-            }
-            return;
         }
     }
 
-    fn all_others_stand(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) + 1 >= self.threads
-    }
-
-    /// Looks for the next request.
-    fn stay_awake(&self) -> Awake {
-        let arrived = self.arrived.load(Ordering::Relaxed);
+    /// Looks for the next request, until there is one for this thread, or none has come for a while.
+    fn stay_awake(&self) {
+        let mut arrived = self.arrived.load(Ordering::Relaxed);
         let mut end_ns = self.now_ns() + LINGER.as_nanos() as u64;
         let mut gives_way = false;
-        while self.arrived.load(Ordering::Relaxed) == arrived {
+        loop {
+            let now_arrived = self.arrived.load(Ordering::Relaxed);
+            let another_has_it = now_arrived != arrived;
+            let news = self.news.take();
+            if news {
+                // What follows on news follows on them, not on the request before.
+                self.done_ns.store(self.now_ns(), Ordering::Relaxed);
+            }
+            if another_has_it || (news && !gives_way) {
+                (arrived, gives_way) = (now_arrived, false);
+                end_ns = self.now_ns() + LINGER.as_nanos() as u64;
+            }
             if !gives_way && self.is_ready() {
                 let others_read = self.outside.load(Ordering::Relaxed) < self.threads;
                 if !(others_read && self.one_is_enough()) {
-                    return Awake::Read;
+                    return;
                 }
-                // One of those that read was woken for it: let it have the request, and come here afterwards.
+                // One of those that read was woken for it: let it have the request, and stand by afterwards.
                 gives_way = true;
                 end_ns = self.now_ns() + GIVE_WAY.as_nanos() as u64;
             }
@@ -177,11 +180,10 @@ impl Linger {
                     // Nobody came for it: not again soon.
                     self.one_is_not_enough();
                 }
-                return Awake::Read;
+                return self.news.leave();
             }
             std::thread::yield_now();
         }
-        Awake::Lost
     }
 
     /// Sleeps while one thread is enough, unless it is the last one.
@@ -247,10 +249,26 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
 
+    /// News that come once, and whether they were left.
+    #[derive(Default)]
+    struct Once {
+        there: AtomicBool,
+        left: AtomicBool,
+    }
+
+    impl News for Once {
+        fn take(&self) -> bool {
+            self.there.swap(false, Ordering::Relaxed)
+        }
+        fn leave(&self) {
+            self.left.store(true, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn it_lingers_only_while_requests_follow_on() {
         let (reader, _writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 1).unwrap();
+        let linger = Linger::new(reader.as_fd(), 1, Arc::new(Once::default())).unwrap();
         let credit = || linger.credit.load(Ordering::Relaxed);
         linger.note(LINGER * 2);
         assert_eq!(credit(), 0);
@@ -268,43 +286,66 @@ mod tests {
     #[test]
     fn it_ends_by_time_and_by_a_request() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 1).unwrap();
+        let linger = Linger::new(reader.as_fd(), 1, Arc::new(Once::default())).unwrap();
         let begun = Instant::now();
-        assert!(matches!(linger.stay_awake(), Awake::Read));
+        linger.stay_awake();
         assert!(begun.elapsed() >= LINGER);
         writer.write_all(b"x").unwrap();
-        assert!(matches!(linger.stay_awake(), Awake::Read));
+        linger.stay_awake();
     }
 
     #[test]
     fn a_request_is_left_to_one_that_reads_but_not_where_nobody_comes() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 2).unwrap();
+        let linger = Linger::new(reader.as_fd(), 2, Arc::new(Once::default())).unwrap();
         linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
         linger.outside.store(1, Ordering::Relaxed);
         writer.write_all(b"x").unwrap();
         let begun = Instant::now();
-        assert!(matches!(linger.stay_awake(), Awake::Read));
+        linger.stay_awake();
         assert!(begun.elapsed() >= GIVE_WAY, "it gave way");
         assert!(!linger.one_is_enough(), "nobody came: not again soon");
-        // Where somebody does come, he has it.
+        // Where somebody does come, he has it, and this thread is awake for the next one.
         linger.crowded_until_ns.store(0, Ordering::Relaxed);
         std::thread::scope(|scope| {
             let awake = scope.spawn(|| linger.stay_awake());
-            while !awake.is_finished() {
+            let begun = Instant::now();
+            while begun.elapsed() < 3 * GIVE_WAY {
                 linger.arrived.fetch_add(1, Ordering::Relaxed);
             }
-            assert!(matches!(awake.join().unwrap(), Awake::Lost));
+            assert!(!awake.is_finished());
+            linger.outside.store(2, Ordering::Relaxed);
         });
+        assert!(linger.one_is_enough(), "it ended with a request");
+    }
+
+    #[test]
+    fn news_are_taken_and_lengthen_the_wait_and_are_left_at_its_end() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let once = Arc::new(Once::default());
+        let linger = Linger::new(reader.as_fd(), 1, Arc::clone(&once) as Arc<dyn News>).unwrap();
+        once.there.store(true, Ordering::Relaxed);
+        writer.write_all(b"x").unwrap();
+        linger.stay_awake();
+        assert!(!once.there.load(Ordering::Relaxed), "taken");
+        assert!(linger.done_ns.load(Ordering::Relaxed) > 0, "what follows, follows on the news");
+        assert!(!once.left.load(Ordering::Relaxed), "this thread will look again behind the request");
+        let serving = linger.serve();
+        linger.credit.store(0, Ordering::Relaxed);
+        drop(serving);
+        assert!(once.left.swap(false, Ordering::Relaxed), "it does not stay awake");
+        let (idle, _writer) = io::pipe().unwrap();
+        let linger = Linger::new(idle.as_fd(), 1, Arc::clone(&once) as Arc<dyn News>).unwrap();
+        linger.stay_awake();
+        assert!(once.left.load(Ordering::Relaxed), "nothing came");
     }
 
     #[test]
     fn not_all_stand_by() {
         let (reader, _writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 2).unwrap();
+        let linger = Linger::new(reader.as_fd(), 2, Arc::new(Once::default())).unwrap();
         linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
         linger.standing.store(1, Ordering::Relaxed);
-        assert!(linger.all_others_stand());
         let begun = Instant::now();
         (0..1000).for_each(|_| linger.stand_by());
         assert!(begun.elapsed() < 1000 * WATCH, "it would have watched at least once each time");
@@ -313,7 +354,7 @@ mod tests {
     #[test]
     fn those_that_stand_by_go_back_when_they_are_needed_or_nothing_comes() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 3).unwrap();
+        let linger = Linger::new(reader.as_fd(), 3, Arc::new(Once::default())).unwrap();
         let stand_by_while = |happens: &dyn Fn(&dyn Fn() -> bool)| {
             linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
             linger.crowded_until_ns.store(0, Ordering::Relaxed);

@@ -158,7 +158,7 @@ fn start_session(
     config.acl = acl;
     // The session is made from the device, not by fuser's own mounting: at its end that unmounts whatever lies at the
     // mount point by then.
-    let session = Linger::new(device.as_fd(), threads)
+    let session = Linger::new(device.as_fd(), threads, server.clone())
         .and_then(|linger| Session::from_fd(Handler::new(server.clone(), linger), device, acl, config))
         .and_then(|session| {
             server.notify.set_notifier(session.notifier());

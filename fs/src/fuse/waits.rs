@@ -1,6 +1,7 @@
 //! Replies that wait: for a sync of the image and, in sync mode, for the mirror. They leave from the thread that learns
 //! the outcome; no lock, and no thread, is held meanwhile.
 
+use super::linger::News;
 use super::ops::{Call, Refuse};
 use super::server::{Mode, Server};
 use crate::ext4::error::FsError;
@@ -14,6 +15,19 @@ fn keeps_promise(waited: Waited) -> bool {
     match waited {
         Waited::Mirrored | Waited::Queued => true,
         Waited::Failed => false,
+    }
+}
+
+/// The mirror's answers, in sync mode.
+impl News for Server {
+    fn take(&self) -> bool {
+        self.mode == Mode::Sync && self.luns.iter().find_map(|lun| lun.lun.receive_answers()).unwrap_or(false)
+    }
+
+    fn leave(&self) {
+        if self.mode == Mode::Sync {
+            self.luns.iter().for_each(|lun| lun.lun.leave_answers());
+        }
     }
 }
 

@@ -355,6 +355,19 @@ impl Lun {
         }
     }
 
+    /// See [`MirrorLog::receive_answers`]; `None` for a LUN that is not mirrored. Mirrored LUNs of one mount share their log.
+    #[must_use]
+    pub fn receive_answers(&self) -> Option<bool> {
+        self.mirror.as_ref().map(|mirror| mirror.log.receive_answers())
+    }
+
+    /// See [`MirrorLog::leave_answers`].
+    pub fn leave_answers(&self) {
+        if let Some(mirror) = &self.mirror {
+            mirror.log.leave_answers();
+        }
+    }
+
     /// See [`MirrorLog::refuses_changes`].
     #[must_use]
     pub fn refuses_changes(&self) -> bool {

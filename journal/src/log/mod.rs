@@ -245,6 +245,19 @@ impl MirrorLog {
     pub fn is_eager(&self) -> bool {
         self.shared.eager.load(Ordering::Relaxed)
     }
+    /// Takes what the peer has answered in place of the link's own thread, as far as that blocks on nothing; true if it was something.
+    /// For a thread that stays awake for a moment, if the log is eager; to be followed by [`Self::leave_answers`].
+    pub fn receive_answers(&self) -> bool {
+        self.is_eager() && self.shared.pump.read().clone().is_some_and(|pump| pump.receive())
+    }
+    /// See [`Self::receive_answers`].
+    pub fn leave_answers(&self) {
+        if self.is_eager()
+            && let Some(pump) = self.shared.pump.read().clone()
+        {
+            pump.leave();
+        }
+    }
     /// Whether the peer is away and the policy is `readonly`: what would change something fails before it does.
     #[must_use]
     pub fn refuses_changes(&self) -> bool {

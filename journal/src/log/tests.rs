@@ -186,6 +186,15 @@ impl Pump for Taker {
             self.taken.lock().push(request.sequence);
         }
     }
+
+    fn receive(&self) -> bool {
+        self.log.upgrade().unwrap().applied(self.taken.lock().pop().unwrap());
+        true
+    }
+
+    fn leave(&self) {
+        self.taken.lock().clear();
+    }
 }
 
 /// What waits in an eager log is sent by the thread that waits; a log that is not eager never calls the pump.

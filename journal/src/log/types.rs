@@ -109,6 +109,11 @@ pub trait Pump: Send + Sync {
     /// Sends what the log has in memory as far as that blocks on nothing, and leaves the rest to the link's own threads.
     /// Called with no lock of the log held, from any thread.
     fn pump(&self);
+    /// Takes what the peer has answered, as far as that blocks on nothing; true if it was something. While it is called again
+    /// and again the link's own thread may leave it to the caller, until [`Self::leave`].
+    fn receive(&self) -> bool;
+    /// Whoever called [`Self::receive`] does not go on.
+    fn leave(&self);
 }
 
 /// Reads regions of a primary image for the resync; implemented by `fs::image::Lun`.

@@ -97,4 +97,13 @@ impl Pump for Session {
             }
         }
     }
+
+    /// Quiet epochs travel on connection 0, and only there is it worth staying awake.
+    fn receive(&self) -> bool {
+        self.incoming[0].look(self)
+    }
+
+    fn leave(&self) {
+        self.incoming[0].leave();
+    }
 }

@@ -7,6 +7,7 @@
 mod address;
 mod dispatcher;
 mod heartbeat;
+mod incoming;
 mod lane;
 mod probe;
 pub(crate) mod route;

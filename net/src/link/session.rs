@@ -5,6 +5,7 @@
 //! sends nothing more but still reads for a moment: the peer's own reason may be on another connection than the one that
 //! broke first.
 
+use super::incoming::Incoming;
 use super::lane::Lane;
 use super::route::Router;
 use super::{Shared, dispatcher, worker};
@@ -30,6 +31,7 @@ pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) id: SessionId,
     pub(super) lanes: Vec<Lane>,
+    pub(super) incoming: Vec<Incoming>,
     /// Whoever holds it reads the log and fills the lanes. A leaf but for the log's lock and the lanes'.
     pub(super) router: Mutex<Router>,
     /// A pump has found the router taken.
@@ -79,6 +81,7 @@ impl Session {
             shared: Arc::clone(shared),
             id,
             lanes: (0..count).map(|_| Lane::default()).collect(),
+            incoming: (0..count).map(|_| Incoming::new()).collect(),
             router: Mutex::new(Router::new(count.into())),
             pump_wanted: AtomicBool::new(false),
             outstanding: AtomicI64::new(0),
@@ -176,6 +179,8 @@ impl Session {
         // A pump, on whatever thread, has left the log alone before another session begins to read it: what it took then would
         // go nowhere. Later ones find that this session is over.
         drop(self.router.lock());
+        // Nor does an answer of this session reach the next one.
+        self.incoming.iter().for_each(Incoming::close);
         if std::mem::take(&mut self.state.lock().log_began) {
             self.shared.log.end_session();
         }

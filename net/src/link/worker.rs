@@ -6,11 +6,10 @@ use super::session::Session;
 use crate::connection::SocketParameter;
 use crate::store::StoreRefusal;
 use crate::supervise::link_state::EndReason;
-use crate::transport::{self, Receiver, Sender, Spin, Transport, TransportError, TransportOptions};
+use crate::transport::{self, Sender, Transport, TransportError, TransportOptions};
 use crate::wire::codec::{self, WireError};
 use crate::wire::{Begin, Greeting, PROTOCOL_VERSION, Welcome};
 use mirrorfs_journal::log::PeerLun;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -54,7 +53,7 @@ fn carry(session: &Arc<Session>, index: u16) -> Result<(), EndReason> {
     std::thread::scope(|scope| {
         let reading = std::thread::Builder::new()
             .name(format!("reader {index}"))
-            .spawn_scoped(scope, || read(session, index, receiver))
+            .spawn_scoped(scope, || session.incoming[usize::from(index)].run(session, index, receiver))
             .map_err(|error| broken(index, &error));
         let sent = reading.and_then(|_| {
             if let Some(sender) = sender_of_0 {
@@ -186,49 +185,4 @@ fn send(session: &Session, index: u16) -> Result<bool, EndReason> {
         }
     }
     Ok(false)
-}
-
-/// The reader thread. Takes responses from the socket; gives them to the log, whose reply threads run from here; ends
-/// when the socket does.
-fn read(session: &Session, index: u16, mut receiver: Receiver) {
-    let shared = &session.shared;
-    let mut spin = Spin::default();
-    loop {
-        // Somebody waits for what is under way. What went wrong is found by the read.
-        if shared.log.is_eager() && session.outstanding() > 0 && !session.asking.swap(true, Ordering::Acquire)
-        {
-            let _ = spin.ask(&mut receiver);
-            session.asking.store(false, Ordering::Release);
-        }
-        match codec::read_response(&mut receiver) {
-            Ok(response) => {
-                session.answered();
-                match rules::take(&shared.log, response) {
-                    Ok(true) => {
-                        shared.responses_stored.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok(false) => {}
-                    Err(reason) => {
-                        shared.responses_failed.fetch_add(1, Ordering::Relaxed);
-                        session.fail(reason);
-                        return;
-                    }
-                }
-            }
-            Err(WireError::Io(error)) => {
-                let ended = error.kind() == io::ErrorKind::UnexpectedEof;
-                let expected = session.is_over() || (ended && session.goodbye_wanted());
-                if !expected {
-                    let why = if ended { "closed by the peer".to_owned() } else { error.to_string() };
-                    session.fail(broken(index, &why));
-                }
-                return;
-            }
-            Err(error) => {
-                shared.refused.frames_bad.fetch_add(1, Ordering::Relaxed);
-                session.fail(broken(index, &error));
-                return;
-            }
-        }
-    }
 }

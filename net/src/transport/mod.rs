@@ -12,7 +12,7 @@ mod spin;
 #[cfg(test)]
 mod tests;
 
-pub use receiver::{OnReceived, Receiver};
+pub use receiver::{Arrival, OnReceived, Receiver};
 pub use sender::Sender;
 pub(crate) use spin::Spin;
 

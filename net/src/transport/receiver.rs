@@ -47,11 +47,50 @@ impl Window {
     fn len(&self) -> usize {
         self.end - self.start
     }
+    fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
     fn take(&mut self, into: &mut [u8]) -> usize {
         let count = into.len().min(self.len());
         into[..count].copy_from_slice(&self.bytes[self.start..self.start + count]);
         self.start += count;
         count
+    }
+}
+
+impl Opener {
+    /// Decrypts the whole message of `length` bytes at the front, when nothing else is decrypted: straight into `into`, if that has
+    /// room for the tag as well, else into its own buffer. Returns the bytes in `into`.
+    fn open(&mut self, raw: &mut Window, length: usize, into: &mut [u8]) -> io::Result<usize> {
+        let at = raw.start + 2;
+        let message = &raw.bytes[at..at + length];
+        let direct = into.len() >= length;
+        let target = if direct { into } else { &mut self.plain.bytes[..] };
+        let opened =
+            if self.failed { None } else { self.cipher.read_message(self.nonce, message, target).ok() };
+        let Some(count) = opened else {
+            self.failed = true;
+            return Err(tampered());
+        };
+        self.nonce += 1;
+        raw.start = at + length;
+        (self.plain.start, self.plain.end) = (0, if direct { 0 } else { count });
+        Ok(if direct { count } else { 0 })
+    }
+}
+
+/// Waits for bytes on a connection whose receiver may be in use elsewhere.
+pub struct Arrival {
+    stream: Arc<TcpStream>,
+}
+
+impl Arrival {
+    /// True if a read of the socket will find bytes (or the end, or an error); false when there were none for `timeout`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        wait_readable(&self.stream, timeout)
     }
 }
 
@@ -75,25 +114,13 @@ impl Receiver {
         if self.has_buffered() || self.raw.len() > 0 {
             return Ok(true);
         }
-        let deadline = Instant::now() + timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up: a wait that ends early would spin.
-            let millis = libc::c_int::try_from(left.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX);
-            let mut poll = libc::pollfd { fd: self.stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: one valid pollfd, of an open descriptor.
-            match unsafe { libc::poll(&raw mut poll, 1, millis) } {
-                0 if left.is_zero() => return Ok(false),
-                0 => {}
-                1 => return Ok(true),
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+        wait_readable(&self.stream, timeout)
+    }
+
+    /// A way to wait for bytes that leaves the receiver to others.
+    #[must_use]
+    pub fn arrival(&self) -> Arrival {
+        Arrival { stream: Arc::clone(&self.stream) }
     }
 
     /// Whether a read finds bytes (or the end, or an error) now; asks the socket without waiting.
@@ -124,6 +151,26 @@ impl Receiver {
                 _ => Ok(true),
             },
         }
+    }
+
+    /// What can be read without waiting, or a part of it; asks the socket if nothing is buffered. Empty also at the end of the
+    /// stream and behind an error, which the next read finds.
+    ///
+    /// # Errors
+    /// What was received does not decrypt.
+    pub fn peek(&mut self) -> io::Result<&[u8]> {
+        if !self.has_buffered() {
+            self.poll_readable()?;
+        }
+        let Some(noise) = &mut self.noise else {
+            return Ok(self.raw.unread());
+        };
+        while noise.plain.len() == 0
+            && let Some(length) = whole_message(&self.raw)
+        {
+            noise.open(&mut self.raw, length, &mut [])?;
+        }
+        Ok(noise.plain.unread())
     }
 
     /// Sets what is called whenever bytes came in, so that they can refresh the element's timestamp.
@@ -201,22 +248,10 @@ impl Receiver {
                     return Ok(noise.plain.take(into));
                 }
                 if let Some(length) = whole_message(&self.raw) {
-                    let at = self.raw.start + 2;
-                    let message = &self.raw.bytes[at..at + length];
-                    // Straight into the target, if it has room for the tag as well.
-                    let direct = into.len() >= length;
-                    let target = if direct { &mut *into } else { &mut noise.plain.bytes[..] };
-                    let Ok(count) = noise.cipher.read_message(noise.nonce, message, target) else {
-                        noise.failed = true;
-                        return Err(tampered());
-                    };
-                    noise.nonce += 1;
-                    self.raw.start = at + length;
-                    if direct && count > 0 {
-                        return Ok(count);
+                    match noise.open(&mut self.raw, length, into)? {
+                        0 => continue,
+                        count => return Ok(count),
                     }
-                    (noise.plain.start, noise.plain.end) = (0, if direct { 0 } else { count });
-                    continue;
                 }
             }
             let partial = self.raw.len() > 0;
@@ -246,6 +281,28 @@ fn whole_message(raw: &Window) -> Option<usize> {
 
 fn tampered() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "a message does not decrypt: damaged or forged on the way")
+}
+
+fn wait_readable(stream: &TcpStream, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: a wait that ends early would spin.
+        let millis = libc::c_int::try_from(left.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX);
+        let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd, of an open descriptor.
+        match unsafe { libc::poll(&raw mut poll, 1, millis) } {
+            0 if left.is_zero() => return Ok(false),
+            0 => {}
+            1 => return Ok(true),
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
 }
 
 fn read_retrying(mut stream: &TcpStream, into: &mut [u8]) -> io::Result<usize> {

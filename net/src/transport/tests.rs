@@ -99,6 +99,40 @@ fn carries_everything(security: Security) {
     assert!(matches!(receiver.read(&mut [0; 8]), Ok(0) | Err(_)));
 }
 
+/// Looking ahead waits for nothing, keeps what it has found for the reads that follow, and leaves the end to them.
+fn peeks(security: Security) {
+    let (a, b) = pair(security.clone(), security);
+    let ((mut sender, _far), (_sender, mut receiver)) = (a.unwrap().split(), b.unwrap().split());
+    assert!(receiver.peek().unwrap().is_empty());
+    let arrival = receiver.arrival();
+    assert!(!arrival.wait(Duration::from_millis(1)).unwrap());
+    for round in 0..3u8 {
+        for part in 0..3 {
+            sender.send(&[&[round, part]]).unwrap();
+            sender.flush().unwrap();
+        }
+        assert!(arrival.wait(Duration::from_secs(5)).unwrap());
+        let mut seen = Vec::new();
+        while seen.len() < 6 {
+            let found = receiver.peek().unwrap().len();
+            let mut bytes = vec![0; found];
+            receiver.read_exact(&mut bytes).unwrap();
+            seen.extend(bytes);
+        }
+        assert_eq!(seen, [round, 0, round, 1, round, 2]);
+    }
+    sender.closer().shutdown();
+    assert!(arrival.wait(Duration::from_secs(5)).unwrap());
+    assert!(receiver.peek().unwrap().is_empty());
+    assert!(matches!(receiver.read(&mut [0; 8]), Ok(0) | Err(_)));
+}
+
+#[test]
+fn peeking_waits_for_nothing() {
+    peeks(Security::None);
+    peeks(key(7));
+}
+
 #[test]
 fn plain_carries_everything() {
     carries_everything(Security::None);

@@ -325,6 +325,11 @@ pub fn encode_response(response: &Response, out: &mut Vec<u8>) {
     out.extend_from_slice(message.as_bytes());
 }
 
+/// Whether a whole response is at the front of `bytes`, so that reading it blocks on nothing.
+pub fn holds_response(bytes: &[u8]) -> bool {
+    bytes.len() >= RESPONSE_BYTES && bytes.len() - RESPONSE_BYTES >= usize::from(u16_at(bytes, 2))
+}
+
 /// Reads one response.
 ///
 /// # Errors

@@ -280,3 +280,14 @@ fn a_record_goes_in_the_bytes_of_the_queue() {
     let error = read_message(&mut Cursor::new(stranger)).unwrap_err();
     assert!(matches!(error, WireError::Record(_)), "refused before the rest is waited for");
 }
+
+#[test]
+fn a_response_is_whole_with_its_last_byte() {
+    for message in ["", "no space left"] {
+        let outcome = Outcome::Failed { errno: 28, message: message.to_owned() };
+        let mut bytes = Vec::new();
+        encode_response(&Response::Request(Sequence(1), outcome), &mut bytes);
+        assert!((0..bytes.len()).all(|length| !holds_response(&bytes[..length])));
+        assert!(holds_response(&bytes));
+    }
+}

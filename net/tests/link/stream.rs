@@ -3,10 +3,13 @@
 use crate::proxy::Proxy;
 use crate::support::*;
 use mirrorfs_journal::log::Waited;
+use mirrorfs_net::config::{Key, Security};
+use mirrorfs_net::link::{Link, LinkConfig};
 use mirrorfs_net::status::{ElementState, LinkState};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 fn stream(workers: u16) {
     let (primary, store) = (Primary::new(), Arc::new(Store::default()));
@@ -133,6 +136,69 @@ fn waiters_are_answered() {
     primary.assert_equal(&store);
     link.stop();
     peer.stop();
+}
+
+/// In synchronous mode a thread that stays awake takes the answers itself; when it leaves, or only stops to look, the reader does.
+#[test]
+fn answers_are_taken_by_whoever_looks_and_without_him_too() {
+    for security in [Security::None, Security::Key(Key([3; 32]))] {
+        let (primary, store) = (Primary::new(), Arc::new(Store::default()));
+        let peer = peer_at("127.0.0.1:0".parse().unwrap(), &store, &security);
+        let config = LinkConfig { security, ..link_config(peer.listen_addr(), 4) };
+        let link = Link::start(config, Arc::clone(&primary.log)).unwrap();
+        wait_state(&link, LinkState::Live);
+        primary.log.set_eager(true);
+        let (send, receive) = mpsc::channel();
+        let written = |offset| {
+            let send = send.clone();
+            let sequence = primary.write(offset, 4096);
+            let waiter = move |waited| send.send((waited, thread::current().id())).unwrap();
+            primary.log.when_applied(sequence, Box::new(waiter));
+        };
+        let mut taken_here = 0;
+        for round in 0..500 {
+            written(round % 64 * 4096);
+            let start = Instant::now();
+            let (waited, by) = loop {
+                primary.log.receive_answers();
+                match receive.try_recv() {
+                    Ok(answer) => break answer,
+                    Err(_) => assert!(start.elapsed() < Duration::from_secs(10), "no answer"),
+                }
+            };
+            assert_eq!(waited, Waited::Mirrored);
+            taken_here += u32::from(by == thread::current().id());
+            if round % 3 == 0 {
+                primary.log.leave_answers();
+            }
+            if round % 2 == 0 {
+                // Nobody looks, whether that was said or not.
+                written(round % 64 * 4096);
+                let (waited, by) = receive.recv_timeout(Duration::from_secs(10)).unwrap();
+                assert!(waited == Waited::Mirrored && by != thread::current().id());
+            }
+            if round % 50 == 0 {
+                primary.sync();
+            }
+        }
+        assert!(taken_here > 0, "the reader took all of them");
+        // The end of the session while somebody looks.
+        let stopped = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stopped.load(Ordering::Relaxed) {
+                    primary.log.receive_answers();
+                }
+            });
+            primary.write_some(200);
+            primary.sync();
+            link.stop();
+            stopped.store(true, Ordering::Relaxed);
+        });
+        primary.assert_equal(&store);
+        primary.judge_order(&store);
+        peer.stop();
+    }
 }
 
 #[test]
