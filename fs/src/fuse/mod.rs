@@ -6,7 +6,7 @@
 //! - The **blocking pool** (`fuse-block-N`, `pool`) runs it again, whole, when the core said
 //!   [`crate::ext4::error::FsError::WouldBlock`].
 //! - The **commit thread** or the **link's thread** sends the reply of an fsync, and of a write in sync mode, from a
-//!   callback (`waits`).
+//!   callback (`waits`); in place of the link's thread, a FUSE thread that is awake for the next request (`linger`).
 //! - The **notify thread** (`fuse-notify`, `notify`) is the only one that sends notifications to the kernel: these
 //!   may wait for locks that the kernel holds while it waits for one of the threads above.
 //!

@@ -210,7 +210,7 @@ fn whoever_waits_in_an_eager_log_pumps() {
     let write = || log.append(LunId(0), Origin::Metadata, Body::Discard { offset: 0, length: 4096 });
     let lazy = write();
     log.when_applied(lazy.sequence, Box::new(|_| {}));
-    assert!(taker.taken.lock().is_empty() && !log.is_eager());
+    assert!(taker.taken.lock().is_empty() && !log.is_eager() && !log.receive_answers());
     log.set_eager(true);
     let eager = write();
     assert!(taker.taken.lock().is_empty(), "an append alone sends nothing");
@@ -219,10 +219,13 @@ fn whoever_waits_in_an_eager_log_pumps() {
     write();
     log.barrier(LunId(0));
     assert_eq!(taker.taken.lock().len(), 4, "a Flush sends its epoch and the barrier");
+    assert!(log.receive_answers() && taker.taken.lock().len() == 3, "an answer was taken");
+    log.leave_answers();
+    assert!(taker.taken.lock().is_empty(), "and nobody goes on");
     log.set_pump(None);
     write();
     log.barrier(LunId(0));
-    assert_eq!(taker.taken.lock().len(), 4);
+    assert!(taker.taken.lock().is_empty() && !log.receive_answers());
     assert!(log.wait_next(WAIT), "the dispatcher finds it");
 }
 
