@@ -248,6 +248,7 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
+    use std::sync::{OnceLock, Weak};
 
     /// News that come once, and whether they were left.
     #[derive(Default)]
@@ -305,18 +306,41 @@ mod tests {
         linger.stay_awake();
         assert!(begun.elapsed() >= GIVE_WAY, "it gave way");
         assert!(!linger.one_is_enough(), "nobody came: not again soon");
-        // Where somebody does come, he has it, and this thread is awake for the next one.
-        linger.crowded_until_ns.store(0, Ordering::Relaxed);
-        std::thread::scope(|scope| {
-            let awake = scope.spawn(|| linger.stay_awake());
-            let begun = Instant::now();
-            while begun.elapsed() < 3 * GIVE_WAY {
+    }
+
+    /// The other threads: each time they are looked for, one of them has got a request, until none reads any more.
+    #[derive(Default)]
+    struct Others {
+        linger: OnceLock<Weak<Linger>>,
+        to_come: AtomicU32,
+    }
+
+    impl News for Others {
+        fn take(&self) -> bool {
+            let linger = self.linger.get().unwrap().upgrade().unwrap();
+            if self.to_come.load(Ordering::Relaxed) > 0 {
+                self.to_come.fetch_sub(1, Ordering::Relaxed);
                 linger.arrived.fetch_add(1, Ordering::Relaxed);
+            } else {
+                linger.outside.store(linger.threads, Ordering::Relaxed);
             }
-            assert!(!awake.is_finished());
-            linger.outside.store(2, Ordering::Relaxed);
-        });
-        assert!(linger.one_is_enough(), "it ended with a request");
+            false
+        }
+        fn leave(&self) {}
+    }
+
+    #[test]
+    fn one_that_gave_way_stays_awake_for_the_next_request() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let others = Arc::new(Others { to_come: AtomicU32::new(4), ..Others::default() });
+        let linger = Arc::new(Linger::new(reader.as_fd(), 2, Arc::clone(&others) as Arc<dyn News>).unwrap());
+        others.linger.set(Arc::downgrade(&linger)).unwrap();
+        linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
+        linger.outside.store(1, Ordering::Relaxed);
+        writer.write_all(b"x").unwrap();
+        linger.stay_awake();
+        assert_eq!(others.to_come.load(Ordering::Relaxed), 0, "it gave way each time");
+        assert!(linger.one_is_enough(), "somebody came each time");
     }
 
     #[test]
