@@ -1,6 +1,8 @@
 //! Contents: holes, direct and synchronous input and output, locks, times, a full disk.
 
-use crate::support::{Mount, by_kernel, can_mount, fallocate, outcome, refusal, seek, set_times, statvfs};
+use crate::support::{
+    Mount, by_kernel, can_mount, fallocate, outcome, refusal, run, seek, set_times, statvfs,
+};
 use mirrorfs_fs::fuse::Mode;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -83,6 +85,37 @@ fn access_times_are_relative_and_nanoseconds_are_kept() {
         assert_eq!((found.atime(), found.atime_nsec()), early);
         assert_eq!((found.mtime(), found.mtime_nsec()), late);
     });
+}
+
+/// An access time that is newer than the last change stays for a day.
+#[test]
+fn an_access_time_moves_once_a_day() {
+    if !can_mount() {
+        return;
+    }
+    const HOUR: i64 = 3600;
+    let mut mount = Mount::new(&["data"], Mode::Async);
+    let path = mount.root().join("file");
+    fs::write(&path, b"content").unwrap();
+    let now = since_1970(SystemTime::now());
+    let mut after_a_read = |atime_before: i64| {
+        // No system call sets a change time in the past.
+        let image = mount.image();
+        mount.remount_after(|_| {
+            let times = [("atime", atime_before), ("mtime", now - 72 * HOUR), ("ctime", now - 72 * HOUR)];
+            for (field, time) in times {
+                let request = format!("set_inode_field file {field} @{time}");
+                run("debugfs", &["-w", "-R", &request, image.to_str().unwrap()]);
+            }
+        });
+        let path = mount.root().join("file");
+        assert_eq!(fs::metadata(&path).unwrap().ctime(), now - 72 * HOUR);
+        assert_eq!(read_directly(&path), 7);
+        fs::metadata(&path).unwrap().atime()
+    };
+    assert_eq!(after_a_read(now - 23 * HOUR), now - 23 * HOUR);
+    assert!(after_a_read(now - 25 * HOUR) >= now);
+    mount.finish();
 }
 
 #[test]
