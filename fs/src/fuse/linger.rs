@@ -24,6 +24,10 @@ const CREDIT_MAX: u32 = 8;
 /// How often one of those that stand by looks whether a request waits, or none has come since: bounds how long a request waits behind
 /// one that takes unexpectedly long.
 const WATCH: Duration = Duration::from_millis(1);
+/// A turn given away for longer than this was taken by somebody else's work: who sleeps is then sooner at its turn than who gives way.
+const BUSY: Duration = Duration::from_micros(200);
+/// How long nobody stays awake or stands by after that.
+const BUSY_LASTS: Duration = Duration::from_millis(200);
 /// How long a thread that is awake waits for one that was woken in vain so far: above the time to wake a halted processor.
 const GIVE_WAY: Duration = Duration::from_micros(300);
 /// How long a request waits until a thread that stands by goes to serve it.
@@ -47,6 +51,8 @@ pub(crate) struct Linger {
     device: OwnedFd,
     news: Arc<dyn News>,
     threads: usize,
+    /// See [`BUSY`].
+    busy: Duration,
     /// Threads that are not in a read of the device: they serve, linger or stand by.
     outside: AtomicUsize,
     /// Threads that stand by: not all, so that one reads.
@@ -59,6 +65,8 @@ pub(crate) struct Linger {
     credit: AtomicU32,
     /// Until when nobody stands by, in nanoseconds since `started`.
     crowded_until_ns: AtomicU64,
+    /// Until when nobody stays awake or stands by.
+    busy_until_ns: AtomicU64,
     /// When the last request was done with, in nanoseconds since `started`.
     done_ns: AtomicU64,
     started: Instant,
@@ -80,12 +88,14 @@ impl Linger {
             device: device.try_clone_to_owned()?,
             news,
             threads,
+            busy: BUSY,
             outside: AtomicUsize::new(0),
             standing: AtomicUsize::new(0),
             taken: AtomicBool::new(false),
             arrived: AtomicU64::new(0),
             credit: AtomicU32::new(0),
             crowded_until_ns: AtomicU64::new(0),
+            busy_until_ns: AtomicU64::new(0),
             done_ns: AtomicU64::new(0),
             started: Instant::now(),
             watched: Mutex::new(false),
@@ -121,8 +131,10 @@ impl Linger {
 
     /// One thread is enough for what comes.
     fn one_is_enough(&self) -> bool {
+        let now_ns = self.now_ns();
         self.credit.load(Ordering::Relaxed) >= CREDIT_MAX / 2
-            && self.now_ns() >= self.crowded_until_ns.load(Ordering::Relaxed)
+            && now_ns >= self.crowded_until_ns.load(Ordering::Relaxed)
+            && now_ns >= self.busy_until_ns.load(Ordering::Relaxed)
     }
 
     fn one_is_not_enough(&self) {
@@ -137,8 +149,10 @@ impl Linger {
     }
 
     fn served(&self) {
-        self.done_ns.store(self.now_ns(), Ordering::Relaxed);
-        if self.credit.load(Ordering::Relaxed) == 0 {
+        let now_ns = self.now_ns();
+        self.done_ns.store(now_ns, Ordering::Relaxed);
+        let slow = self.credit.load(Ordering::Relaxed) == 0;
+        if slow || now_ns < self.busy_until_ns.load(Ordering::Relaxed) {
             return self.news.leave();
         }
         if self.taken.swap(true, Ordering::Acquire) {
@@ -175,7 +189,8 @@ impl Linger {
                 gives_way = true;
                 end_ns = self.now_ns() + GIVE_WAY.as_nanos() as u64;
             }
-            if self.now_ns() >= end_ns {
+            let now_ns = self.now_ns();
+            if now_ns >= end_ns {
                 if gives_way {
                     // Nobody came for it: not again soon.
                     self.one_is_not_enough();
@@ -183,7 +198,21 @@ impl Linger {
                 return self.news.leave();
             }
             std::thread::yield_now();
+            if self.gave_way_to_work(now_ns) {
+                return self.news.leave();
+            }
         }
+    }
+
+    /// Whether the turn that was given away at `since_ns` was taken for long; then those that stand by go back to reading.
+    fn gave_way_to_work(&self, since_ns: u64) -> bool {
+        let now_ns = self.now_ns();
+        let busy = Duration::from_nanos(now_ns.saturating_sub(since_ns)) >= self.busy;
+        if busy {
+            self.busy_until_ns.store(now_ns + BUSY_LASTS.as_nanos() as u64, Ordering::Relaxed);
+            self.called.notify_all();
+        }
+        busy
     }
 
     /// Sleeps while one thread is enough, unless it is the last one.
@@ -266,10 +295,15 @@ mod tests {
         }
     }
 
+    /// On a processor that may be as busy as it likes.
+    fn unhurried(device: BorrowedFd<'_>, threads: usize, news: Arc<dyn News>) -> Linger {
+        Linger { busy: Duration::MAX, ..Linger::new(device, threads, news).unwrap() }
+    }
+
     #[test]
     fn it_lingers_only_while_requests_follow_on() {
         let (reader, _writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 1, Arc::new(Once::default())).unwrap();
+        let linger = unhurried(reader.as_fd(), 1, Arc::new(Once::default()));
         let credit = || linger.credit.load(Ordering::Relaxed);
         linger.note(LINGER * 2);
         assert_eq!(credit(), 0);
@@ -287,7 +321,7 @@ mod tests {
     #[test]
     fn it_ends_by_time_and_by_a_request() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 1, Arc::new(Once::default())).unwrap();
+        let linger = unhurried(reader.as_fd(), 1, Arc::new(Once::default()));
         let begun = Instant::now();
         linger.stay_awake();
         assert!(begun.elapsed() >= LINGER);
@@ -298,7 +332,7 @@ mod tests {
     #[test]
     fn a_request_is_left_to_one_that_reads_but_not_where_nobody_comes() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 2, Arc::new(Once::default())).unwrap();
+        let linger = unhurried(reader.as_fd(), 2, Arc::new(Once::default()));
         linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
         linger.outside.store(1, Ordering::Relaxed);
         writer.write_all(b"x").unwrap();
@@ -333,7 +367,7 @@ mod tests {
     fn one_that_gave_way_stays_awake_for_the_next_request() {
         let (reader, mut writer) = io::pipe().unwrap();
         let others = Arc::new(Others { to_come: AtomicU32::new(4), ..Others::default() });
-        let linger = Arc::new(Linger::new(reader.as_fd(), 2, Arc::clone(&others) as Arc<dyn News>).unwrap());
+        let linger = Arc::new(unhurried(reader.as_fd(), 2, Arc::clone(&others) as Arc<dyn News>));
         others.linger.set(Arc::downgrade(&linger)).unwrap();
         linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
         linger.outside.store(1, Ordering::Relaxed);
@@ -347,7 +381,7 @@ mod tests {
     fn news_are_taken_and_lengthen_the_wait_and_are_left_at_its_end() {
         let (reader, mut writer) = io::pipe().unwrap();
         let once = Arc::new(Once::default());
-        let linger = Linger::new(reader.as_fd(), 1, Arc::clone(&once) as Arc<dyn News>).unwrap();
+        let linger = unhurried(reader.as_fd(), 1, Arc::clone(&once) as Arc<dyn News>);
         once.there.store(true, Ordering::Relaxed);
         writer.write_all(b"x").unwrap();
         linger.stay_awake();
@@ -359,15 +393,32 @@ mod tests {
         drop(serving);
         assert!(once.left.swap(false, Ordering::Relaxed), "it does not stay awake");
         let (idle, _writer) = io::pipe().unwrap();
-        let linger = Linger::new(idle.as_fd(), 1, Arc::clone(&once) as Arc<dyn News>).unwrap();
+        let linger = unhurried(idle.as_fd(), 1, Arc::clone(&once) as Arc<dyn News>);
         linger.stay_awake();
         assert!(once.left.load(Ordering::Relaxed), "nothing came");
     }
 
     #[test]
+    fn on_a_busy_processor_nobody_stays_awake_or_stands_by() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let linger = Linger::new(reader.as_fd(), 3, Arc::new(Once::default())).unwrap();
+        linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
+        assert!(linger.one_is_enough());
+        assert!(!linger.gave_way_to_work(u64::MAX), "no time at all");
+        std::thread::sleep(BUSY);
+        assert!(linger.gave_way_to_work(0));
+        assert!(!linger.one_is_enough());
+        let served_within_busy = linger.busy_until_ns.load(Ordering::Relaxed);
+        (0..1000).for_each(|_| drop(linger.serve()));
+        assert_eq!(linger.busy_until_ns.load(Ordering::Relaxed), served_within_busy);
+        linger.busy_until_ns.store(0, Ordering::Relaxed);
+        assert!(linger.one_is_enough(), "it is tried again");
+    }
+
+    #[test]
     fn not_all_stand_by() {
         let (reader, _writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 2, Arc::new(Once::default())).unwrap();
+        let linger = unhurried(reader.as_fd(), 2, Arc::new(Once::default()));
         linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
         linger.standing.store(1, Ordering::Relaxed);
         let begun = Instant::now();
@@ -378,7 +429,7 @@ mod tests {
     #[test]
     fn those_that_stand_by_go_back_when_they_are_needed_or_nothing_comes() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let linger = Linger::new(reader.as_fd(), 3, Arc::new(Once::default())).unwrap();
+        let linger = unhurried(reader.as_fd(), 3, Arc::new(Once::default()));
         let stand_by_while = |happens: &dyn Fn(&dyn Fn() -> bool)| {
             linger.credit.store(CREDIT_MAX, Ordering::Relaxed);
             linger.crowded_until_ns.store(0, Ordering::Relaxed);
