@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A small generator of random numbers (SplitMix64), so that a seed says it all.
 pub(crate) struct Random(pub(crate) u64);
@@ -316,7 +316,10 @@ impl Drop for Mounted {
 }
 
 /// The image as it is while the kernel has it mounted, with work in its journal; `None` where we may not mount.
-pub(crate) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
+///
+/// The kernel may hold on to a file whose name is gone for a while (it is writing it back): an orphan, which e2fsck deletes when it
+/// replays. `has_orphans` says whether a reading has any; then another one is taken, behind another commit.
+pub(crate) fn left_by_kernel(image: &Image, has_orphans: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
     let dir = temp_dir();
     let (path, at) = (dir.path().join("image"), dir.path().join("mnt"));
     std::fs::write(&path, &image.bytes).unwrap();
@@ -337,19 +340,18 @@ pub(crate) fn left_by_kernel(image: &Image) -> Option<Vec<u8>> {
         if round % 2 == 1 {
             std::fs::remove_dir_all(at.join(format!("dir{}", round - 1))).unwrap();
         }
-        // Something of its own is synced: a commit between the removal of a name and that of its inode, for the kernel's own
-        // reasons, leaves an orphan, which e2fsck deletes when it replays. The commit of what is newer than the removals leaves none.
-        let last = std::fs::File::create(dir.join("last")).unwrap();
-        last.sync_all().unwrap();
+        std::fs::File::open(&dir).unwrap().sync_all().unwrap();
     }
-    // The kernel may be writing while we read: what two readings agree on is the image of one moment.
-    let mut bytes = std::fs::read(&path).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let again = std::fs::read(&path).unwrap();
-        if again == bytes {
+        let last = std::fs::File::create(at.join("last")).unwrap();
+        last.sync_all().unwrap();
+        // The kernel may be writing while we read: what two readings agree on is the image of one moment.
+        let bytes = std::fs::read(&path).unwrap();
+        if std::fs::read(&path).unwrap() == bytes && !has_orphans(&bytes) {
             return Some(bytes);
         }
-        bytes = again;
+        assert!(Instant::now() < deadline, "the kernel does not come to rest");
     }
 }
 
