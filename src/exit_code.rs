@@ -46,6 +46,14 @@ impl ExitCode {
             .find(|code| *code as i32 == number)
             .unwrap_or(Self::Failure)
     }
+
+    /// As [`Self::from_number`], for a number that comes with an error, which is never a success whatever it says.
+    pub(crate) fn of_error(number: i32) -> Self {
+        match Self::from_number(number) {
+            Self::Success => Self::Failure,
+            code => code,
+        }
+    }
 }
 
 impl From<ExitCode> for std::process::ExitCode {
@@ -92,5 +100,20 @@ pub(crate) trait Context<T> {
 impl<T, E: fmt::Display> Context<T> for Result<T, E> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T, CliError> {
         self.map_err(|error| CliError::failure(format!("{}: {error}", what())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that answered with an error of code 0 made the command that asked it succeed.
+    #[test]
+    fn an_error_is_never_a_success() {
+        assert_eq!(
+            [0, 1, 3, -1, 77].map(ExitCode::of_error),
+            [ExitCode::Failure, ExitCode::Failure, ExitCode::NotFound, ExitCode::Failure, ExitCode::Failure,]
+        );
+        assert_eq!(ExitCode::from_number(0), ExitCode::Success);
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn ask(
     }
     let reply: Reply = serde_json::from_str(&text).context(place)?;
     match reply {
-        Reply::Error { code, message } => Err(CliError::new(ExitCode::from_number(code), message)),
+        Reply::Error { code, message } => Err(CliError::new(ExitCode::of_error(code), message)),
         reply => Ok(Some(reply)),
     }
 }

@@ -197,13 +197,18 @@ impl Pump for Taker {
     }
 }
 
+/// A log whose session with a mirror that is new has begun.
+fn with_new_mirror(dir: &std::path::Path) -> Arc<MirrorLog> {
+    let log = MirrorLog::open(config(dir, 1)).unwrap();
+    log.begin_session(&[created(0)]).unwrap();
+    log
+}
+
 /// What waits in an eager log is sent by the thread that waits; a log that is not eager never calls the pump.
 #[test]
 fn whoever_waits_in_an_eager_log_pumps() {
     let dir = tempfile::tempdir().unwrap();
-    let log = MirrorLog::open(config(dir.path(), 1)).unwrap();
-    log.begin_session(&[PeerLun { id: LunId(0), durable_epoch: Epoch(0), resyncing: false, created: true }])
-        .unwrap();
+    let log = with_new_mirror(dir.path());
     while !matches!(log.next(Duration::ZERO), Next::Idle) {}
     let taker = Arc::new(Taker { log: Arc::downgrade(&log), taken: Mutex::default() });
     log.set_pump(Some(taker.clone()));
@@ -234,9 +239,7 @@ fn whoever_waits_in_an_eager_log_pumps() {
 #[test]
 fn a_wait_for_a_request_waits_for_those_before_it() {
     let dir = tempfile::tempdir().unwrap();
-    let log = MirrorLog::open(config(dir.path(), 1)).unwrap();
-    log.begin_session(&[PeerLun { id: LunId(0), durable_epoch: Epoch(0), resyncing: false, created: true }])
-        .unwrap();
+    let log = with_new_mirror(dir.path());
     let write = |region| {
         let offset = region * REGION_BYTES;
         log.append(LunId(0), Origin::Metadata, Body::Discard { offset, length: 4096 }).sequence

@@ -1,16 +1,16 @@
 //! The control socket: requests as a running server takes them, replies as a command reads them.
 
 use crate::control::{
-    Handler, JournalRow, LunStatus, MountStatus, Reply, Request, SOCKET, Server, StatusReply,
+    Handler, JournalRow, LunStatus, MountStatus, Reply, Request, SOCKET, Server, StatusReply, ask, connect,
 };
 use crate::exit_code::{CliError, ExitCode};
 use crate::{Input, files, mutate};
 use mirrorfs_journal::log::OnOutage;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 /// An answer that takes longer than this hangs.
@@ -22,6 +22,7 @@ impl Handler for Echo {
     fn handle(&self, request: Request) -> Result<Reply, CliError> {
         match request {
             Request::Journal { limit: 0 } => Err(CliError::new(ExitCode::NotFound, "none")),
+            Request::Journal { limit: 1 } => Err(CliError::usage("too few")),
             Request::Status => Ok(Reply::Status(Box::new(status()))),
             other => Ok(Reply::Error { code: 1, message: serde_json::to_string(&other).unwrap_or_default() }),
         }
@@ -55,15 +56,40 @@ fn status() -> StatusReply {
     }
 }
 
-/// One server for all cases.
-fn socket() -> PathBuf {
+/// One server for all cases, and where it listens.
+fn server() -> &'static Path {
     static SERVER: OnceLock<(Server, tempfile::TempDir)> = OnceLock::new();
     let (_, dir) = SERVER.get_or_init(|| {
         let dir = files::temporary();
         let server = Server::start(dir.path(), Arc::new(Echo)).unwrap_or_else(|error| panic!("{error}"));
         (server, dir)
     });
-    dir.path().join(SOCKET)
+    dir.path()
+}
+
+/// A process that answers whatever it is asked with the bytes that it is given, one request for each.
+struct Liar {
+    dir: tempfile::TempDir,
+    answers: Mutex<mpsc::Sender<Vec<u8>>>,
+}
+
+fn liar() -> &'static Liar {
+    static LIAR: OnceLock<Liar> = OnceLock::new();
+    LIAR.get_or_init(|| {
+        let dir = files::temporary();
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).expect("a socket can be made");
+        let (answers, given) = mpsc::channel::<Vec<u8>>();
+        std::thread::spawn(move || {
+            for answer in given {
+                let (stream, _) = listener.accept().expect("somebody asks");
+                let mut line = Vec::new();
+                BufReader::new(&stream).read_until(b'\n', &mut line).expect("a request comes");
+                // Whoever asked may have gone.
+                let _ = (&stream).write_all(&answer);
+            }
+        });
+        Liar { dir, answers: Mutex::new(answers) }
+    })
 }
 
 pub(crate) fn run(input: &mut Input<'_>) {
@@ -93,7 +119,7 @@ fn request(input: &mut Input<'_>) {
     }
     let whole = !line.contains(&b'\n') && serde_json::from_slice::<Request>(&line).is_ok();
     line.push(b'\n');
-    let mut stream = UnixStream::connect(socket()).expect("the server listens");
+    let mut stream = connect(server()).expect("the server can be reached").expect("the server listens");
     stream.set_read_timeout(Some(ANSWER_TIME)).expect("a socket has timeouts");
     stream.set_write_timeout(Some(ANSWER_TIME)).expect("a socket has timeouts");
     // The server stops reading at its limit, and may close before all is written.
@@ -128,18 +154,25 @@ fn reply(input: &mut Input<'_>) {
         0 => Reply::Status(Box::new(status())),
         1 => Reply::Journal { rows: vec![row; input.index(20)] },
         2 => Reply::Done,
-        _ => Reply::Error { code: input.number() as i32, message: "no".into() },
+        // Mostly near the codes that there are, 0 among them.
+        _ if input.once_in(4) => Reply::Error { code: input.number() as i32, message: "no".into() },
+        _ => Reply::Error { code: input.below(40) as i32, message: "no".into() },
     };
     let mut text = serde_json::to_vec(&reply).expect("a reply can be written");
     mutate::stream(input, &mut text);
-    if let Ok(reply) = serde_json::from_slice::<Reply>(&text) {
-        input.count("reply read");
-        if let Reply::Error { code, .. } = reply {
-            assert_ne!(
-                ExitCode::from_number(code),
-                ExitCode::Success,
-                "an error that succeeds (code {code})"
-            );
+    let liar = liar();
+    // Held until the answer is there: one case at a time.
+    let answers = liar.answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    answers.send(text).expect("the liar lives");
+    match ask(liar.dir.path(), &Request::Status, Some(ANSWER_TIME)) {
+        Ok(Some(Reply::Error { code, .. })) => panic!("an error that reads as success (code {code})"),
+        Ok(Some(_)) => input.count("reply read"),
+        Ok(None) => panic!("the liar was not reached"),
+        Err(error) => {
+            input.count("error read");
+            assert_ne!(error.code, ExitCode::Success, "an error that succeeds: {error}");
+            let shown = format!("{} ", error.code as u8);
+            assert!(ExitCode::help().contains(&shown), "an exit code that no help explains: {shown}");
         }
     }
 }

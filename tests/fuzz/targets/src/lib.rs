@@ -19,13 +19,10 @@ mod units_text;
 mod wire;
 
 // Of the binary, which is no library.
-#[allow(dead_code, reason = "only a part of it is fuzzed")]
 #[path = "../../../../src/control/mod.rs"]
 mod control;
-#[allow(dead_code, reason = "only a part of it is fuzzed")]
 #[path = "../../../../src/exit_code.rs"]
 mod exit_code;
-#[allow(dead_code, reason = "only a part of it is fuzzed")]
 #[path = "../../../../src/units.rs"]
 mod units;
 
