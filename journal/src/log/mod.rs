@@ -613,7 +613,7 @@ impl Shared {
 
     /// Wakes who sleeps until there is a record.
     fn wake_for_append(&self, core: &mut Core) {
-        if core.spiller_sleeps && (!core.live || core.overflow_from.is_some() || !core.garbage.is_empty()) {
+        if core.spiller_sleeps && (!core.live || core.overflow_from.is_some() || core.has_to_tidy_up()) {
             core.spiller_sleeps = false;
             self.spill_wake.notify_one();
         }

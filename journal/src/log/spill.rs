@@ -19,8 +19,8 @@ const BATCH_RECORDS: usize = 8192;
 const TICK: Duration = Duration::from_millis(200);
 /// Retired bytes at the head of the first segment that are worth a hole, which costs a sync: a share of what waits, so that
 /// the queue's files never take much more than that.
-const PUNCH_SHARE: u64 = 64;
-const PUNCH_BYTES_MIN: u64 = 1 << 20;
+const PUNCH_SHARE: u64 = 128;
+const PUNCH_BYTES_MIN: u64 = 256 << 10;
 const PUNCH_BYTES_MAX: u64 = 8 << 20;
 
 /// What the spiller does next.
@@ -149,6 +149,17 @@ impl Core {
         Ok(())
     }
 
+    fn is_worth_a_hole(&self) -> bool {
+        let worth = (self.disk.bytes / PUNCH_SHARE).clamp(PUNCH_BYTES_MIN, PUNCH_BYTES_MAX);
+        let mut segments = self.disk.segments.values();
+        segments.next().is_some_and(|segment| segment.start - RECORDS_START >= segment.punched + worth)
+    }
+
+    /// The disk has something to give back.
+    pub(crate) fn has_to_tidy_up(&self) -> bool {
+        !self.garbage.is_empty() || self.is_worth_a_hole()
+    }
+
     /// Hands segments that left the log to the spiller, which unlinks them; `unsent`: only after the marks are durable.
     pub(crate) fn discard_segments(&mut self, gone: Vec<Segment>, unsent: bool) {
         for segment in gone {
@@ -223,7 +234,7 @@ pub(crate) fn run(shared: &Shared, mut spiller: Spiller) {
                 if core.stopping {
                     break;
                 }
-                if !core.garbage.is_empty() || core.cut_after.is_some() || core.first_to_spill().is_some() {
+                if core.has_to_tidy_up() || core.cut_after.is_some() || core.first_to_spill().is_some() {
                     break;
                 }
                 if !core.live && core.waiters.waits_durable() && core.queue_synced() < core.last_closed {
@@ -343,7 +354,7 @@ pub(crate) fn lun_table(shared: &Shared) -> LunTable {
 
 /// Unlinks, punches, and has the index forget.
 fn tidy_up(shared: &Shared, index: &mut Index) {
-    let (garbage, punch, first, empty, cut_after) =
+    let (garbage, punch, first, waiting, cut_after) =
         {
             let mut core = shared.core.lock();
             if let Err(error) = core.finish_runs() {
@@ -351,19 +362,16 @@ fn tidy_up(shared: &Shared, index: &mut Index) {
             }
             let garbage = std::mem::take(&mut core.garbage);
             let cut_after = core.cut_after.take();
-            let worth = (core.disk.bytes / PUNCH_SHARE).clamp(PUNCH_BYTES_MIN, PUNCH_BYTES_MAX);
-            let punch = core.disk.segments.values_mut().next().and_then(|segment| {
-                let drained = segment.start - RECORDS_START;
-                (drained >= segment.punched + worth).then(|| {
-                    segment.punched = drained;
-                    (Arc::clone(&segment.file), segment.start)
-                })
+            let punch = core.is_worth_a_hole().then(|| core.disk.segments.values_mut().next()).flatten();
+            let punch = punch.map(|segment| {
+                segment.punched = segment.start - RECORDS_START;
+                (Arc::clone(&segment.file), segment.start)
             });
             let first =
                 core.disk.segments.values().next().map(|segment| {
                     segment.first.max(segment.marks.front().map_or(0, |_| core.durable_last + 1))
                 });
-            (garbage, punch, first, core.disk.segments.is_empty(), cut_after)
+            (garbage, punch, first, core.disk.records, cut_after)
         };
     let mut marked = true;
     if garbage.iter().any(|(_, unsent)| *unsent) {
@@ -391,9 +399,8 @@ fn tidy_up(shared: &Shared, index: &mut Index) {
         index.remove_after(last);
     }
     match first {
-        Some(first) => index.remove_before(first),
-        None if empty => index.discard(),
-        None => {}
+        Some(first) => index.forget_before(first, waiting),
+        None => index.discard(),
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Mark {
     pub(crate) last: u64,
     /// Where that ends.
     pub(crate) end: u64,
+    /// With its barrier.
+    pub(crate) records: u64,
     pub(crate) requests: u64,
     pub(crate) bytes: u64,
     pub(crate) first_ms: u64,
@@ -64,6 +66,8 @@ impl Segment {
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) segments: BTreeMap<u64, Segment>,
+    /// Requests, barriers and marks of resyncs.
+    pub(crate) records: u64,
     pub(crate) requests: u64,
     pub(crate) bytes: u64,
 }
@@ -77,11 +81,13 @@ impl Disk {
         let closed = matches!(request.body, Body::Barrier { .. });
         segment.last = request.sequence.0;
         segment.end = end;
+        self.records += 1;
         self.requests += requests;
         self.bytes += bytes;
         match segment.marks.back_mut() {
             Some(mark) if mark.epoch == request.epoch => {
                 (mark.last, mark.end, mark.closed) = (request.sequence.0, end, closed);
+                mark.records += 1;
                 mark.requests += requests;
                 mark.bytes += bytes;
             }
@@ -89,6 +95,7 @@ impl Disk {
                 epoch: request.epoch,
                 last: request.sequence.0,
                 end,
+                records: 1,
                 requests,
                 bytes,
                 first_ms: request.accepted_ms,
@@ -123,6 +130,7 @@ impl Disk {
         for segment in self.segments.values_mut() {
             while let Some(mark) = segment.marks.front().filter(|mark| mark.epoch <= epoch) {
                 requests += mark.requests;
+                self.records -= mark.records;
                 self.bytes -= mark.bytes;
                 last = mark.last;
                 segment.start = mark.end;
@@ -185,6 +193,7 @@ impl Disk {
             result = segment.file.set_len(segment.end);
         }
         let marks = || self.segments.values().flat_map(|segment| &segment.marks);
+        self.records = marks().map(|mark| mark.records).sum();
         self.requests = marks().map(|mark| mark.requests).sum();
         self.bytes = marks().map(|mark| mark.bytes).sum();
         (gone, result)

@@ -13,8 +13,14 @@ use std::path::{Path, PathBuf};
 
 /// Bytes of an encoded record at most; sled's answer is not believed beyond.
 const RECORD_BYTES_MAX: usize = 128;
-/// Entries of retired records removed at once.
-const REMOVE_MAX: usize = 50_000;
+/// Entries of drained records that the index may hold: this share of those that wait, and some. sled gives nothing back
+/// for what is removed from it, so the index is then written anew.
+const DRAINED_SHARE: u64 = 4;
+const DRAINED_MIN: u64 = 128;
+/// Unit in which sled takes disk space; its default is eight times as much.
+const SLED_SEGMENT_BYTES: usize = 64 << 10;
+/// Entries copied at once.
+const COPY_MAX: usize = 1024;
 
 /// Where a record is, and what it is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +86,10 @@ pub(crate) fn path_of(dir: &Path) -> PathBuf {
 
 fn open_at(path: &Path) -> Result<sled::Db, String> {
     // No flusher thread: nothing depends on when the index reaches the disk.
-    let open = || sled::Config::new().path(path).cache_capacity(8 << 20).flush_every_ms(None).open();
+    let open = || {
+        let config = sled::Config::new().path(path).segment_size(SLED_SEGMENT_BYTES);
+        config.cache_capacity(8 << 20).flush_every_ms(None).open()
+    };
     guarded(open)?.map_err(|error| error.to_string())
 }
 
@@ -90,9 +99,9 @@ thread_local! {
 
 /// sled has been seen to panic on damaged files; the index is then done without.
 fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    IN_SLED.set(true);
+    let before = IN_SLED.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(run));
-    IN_SLED.set(false);
+    IN_SLED.set(before);
     outcome.map_err(|_| "sled panicked on it".into())
 }
 
@@ -107,7 +116,8 @@ pub(crate) struct Index {
     path: PathBuf,
     db: Option<sled::Db>,
     failed: bool,
-    removed_before: u64,
+    /// Entries in it, those of drained records too.
+    entries: u64,
     /// There may be files.
     present: bool,
     /// The disk has no place for one; nothing but the listing needs it.
@@ -120,7 +130,7 @@ impl Index {
             path: path_of(folder.dir()),
             db: None,
             failed: false,
-            removed_before: 0,
+            entries: 0,
             present: !folder.is_simulated(),
             without: folder.is_simulated(),
         }
@@ -135,7 +145,11 @@ impl Index {
         match open_at(&self.path) {
             Ok(db) => {
                 self.db = Some(db);
-                true
+                self.with(|db, entries| {
+                    *entries = db.len() as u64;
+                    Ok(())
+                });
+                self.db.is_some()
             }
             Err(error) => {
                 let aside = self.path.with_extension("damaged");
@@ -165,24 +179,24 @@ impl Index {
         }
     }
 
-    fn with(&mut self, action: impl FnOnce(&sled::Db) -> Result<(), String>) {
+    fn with(&mut self, action: impl FnOnce(&sled::Db, &mut u64) -> Result<(), String>) {
         let Some(db) = self.db.clone() else { return };
-        match guarded(|| action(&db)) {
+        match guarded(|| action(&db, &mut self.entries)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) | Err(error) => self.fail(&error),
         }
     }
 
-    /// Whether the index has exactly these records: their number, first and last.
+    /// Whether the index has exactly these records, from the first to the last, and none behind them.
     pub(crate) fn holds(&mut self, count: usize, ends: Option<(u64, u64)>) -> bool {
         let mut same = false;
-        self.with(|db| {
-            let key = |entry: Option<(sled::IVec, sled::IVec)>| entry.map(|(key, _)| key_of(&key));
-            let first = key(db.first().map_err(|error| error.to_string())?);
-            let last = key(db.last().map_err(|error| error.to_string())?);
-            same = first == ends.map(|(first, _)| first)
-                && last == ends.map(|(_, last)| last)
-                && db.len() == count;
+        self.with(|db, _| {
+            let mut found = (0, None);
+            for key in db.range(ends.map_or(0, |(first, _)| first).to_be_bytes()..).keys() {
+                let key = key_of(&key.map_err(|error| error.to_string())?);
+                found = (found.0 + 1, Some((found.1.map_or(key, |(first, _)| first), key)));
+            }
+            same = found == (count, ends);
             Ok(())
         });
         same
@@ -193,44 +207,55 @@ impl Index {
             return;
         }
         self.open();
-        self.with(|db| {
+        self.with(|db, entries| {
             let mut batch = sled::Batch::default();
             for record in records {
                 batch.insert(&record.sequence.to_be_bytes(), record.encode()?);
             }
+            *entries += records.len() as u64;
             db.apply_batch(batch).map_err(|error| error.to_string())
         });
     }
 
-    /// Removes the entries before `first`, some at a time.
-    pub(crate) fn remove_before(&mut self, first: u64) {
-        if first <= self.removed_before {
+    /// Forgets what has drained, once that is worth it: `waiting` records wait, the first of them is `first`.
+    pub(crate) fn forget_before(&mut self, first: u64, waiting: u64) {
+        if self.entries <= waiting + waiting / DRAINED_SHARE + DRAINED_MIN {
             return;
         }
-        let mut done = true;
-        self.with(|db| {
-            let mut batch = sled::Batch::default();
-            let mut count = 0;
-            for key in db.range(..first.to_be_bytes()).keys() {
-                batch.remove(key.map_err(|error| error.to_string())?);
-                count += 1;
-                if count == REMOVE_MAX {
-                    done = false;
-                    break;
+        let anew = self.path.with_extension("new");
+        self.with(|db, entries| {
+            remove(&anew).map_err(|error| error.to_string())?;
+            let copy = open_at(&anew)?;
+            let mut batch = (sled::Batch::default(), 0);
+            *entries = 0;
+            for entry in db.range(first.to_be_bytes()..) {
+                let (key, value) = entry.map_err(|error| error.to_string())?;
+                batch.0.insert(key, value);
+                batch.1 += 1;
+                *entries += 1;
+                if batch.1 == COPY_MAX {
+                    let (full, _) = std::mem::take(&mut batch);
+                    copy.apply_batch(full).map_err(|error| error.to_string())?;
                 }
             }
-            db.apply_batch(batch).map_err(|error| error.to_string())
+            copy.apply_batch(batch.0).map_err(|error| error.to_string())
         });
-        if done {
-            self.removed_before = first;
+        if self.failed {
+            return;
+        }
+        self.let_go();
+        match remove(&self.path).and_then(|()| std::fs::rename(&anew, &self.path)) {
+            Ok(()) => _ = self.open(),
+            Err(error) => self.fail(&error.to_string()),
         }
     }
 
     /// Removes the entries after `last`.
     pub(crate) fn remove_after(&mut self, last: u64) {
-        self.with(|db| {
+        self.with(|db, entries| {
             for key in db.range((last + 1).to_be_bytes()..).keys() {
                 db.remove(key.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+                *entries -= 1;
             }
             Ok(())
         });
@@ -240,12 +265,14 @@ impl Index {
     pub(crate) fn discard(&mut self) {
         self.let_go();
         self.failed = false;
-        self.removed_before = 0;
+        self.entries = 0;
         if !std::mem::replace(&mut self.present, false) {
             return;
         }
-        if let Err(error) = remove(&self.path) {
-            log::warn!("index {}: {error}", self.path.display());
+        for path in [&self.path, &self.path.with_extension("new")] {
+            if let Err(error) = remove(path) {
+                log::warn!("index {}: {error}", path.display());
+            }
         }
     }
 
@@ -272,7 +299,7 @@ impl Index {
     }
 
     pub(crate) fn flush(&mut self) {
-        self.with(|db| db.flush().map(drop).map_err(|error| error.to_string()));
+        self.with(|db, _| db.flush().map(drop).map_err(|error| error.to_string()));
         self.let_go();
     }
 }
