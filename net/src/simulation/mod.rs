@@ -10,8 +10,7 @@
 //! After **each** step the judge asks what a power cut would now leave of the mirror: a state that the primary was in at
 //! a barrier, with a part of the next epoch, and no less than what was said to be durable (also by retiring it).
 //!
-//! Not simulated: handshakes and bytes on the wire, a disk that changes bytes, `Check` records, two directions, the
-//! appender's own sending (the dispatcher sends everything).
+//! Not simulated: handshakes and bytes on the wire, a disk that changes bytes, `Check` records, two directions.
 //!
 //! `MIRRORFS_SIMULATION_STEPS=50000000 cargo test --release -p mirrorfs-net --lib simulation::tests::lives -- --nocapture` is a long
 //! run; `MIRRORFS_SIMULATION_SEED=N` replays one life, step by step; `MIRRORFS_SIMULATION_GO_ON=1` does not stop at the first

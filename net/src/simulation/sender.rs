@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const LANE_MAX: usize = 16;
+/// Records dispatched, and answers taken, by one call of a pump at most.
+const PUMPED_MAX: usize = 8;
 
 enum At {
     Connecting,
@@ -176,22 +178,7 @@ impl Sender {
         }
         match out.log.next(Duration::ZERO) {
             Next::Request(request) => {
-                if out.defect == Some(Defect::RetiredAtApplied) {
-                    self.note_sent(&request);
-                }
-                if out.defect == Some(Defect::BarriersSwapped) {
-                    if matches!(request.body, Body::Barrier { .. }) && self.held_back.is_none() {
-                        self.held_back = Some(request);
-                        return true;
-                    }
-                    self.push(&request);
-                    if let Some(barrier) = self.held_back.take() {
-                        self.push(&barrier);
-                    }
-                    return true;
-                }
-                self.router.overlapping = out.defect == Some(Defect::OverlappingOnTwo);
-                self.push(&request);
+                self.give(request, out);
                 true
             }
             Next::Idle => match self.held_back.take() {
@@ -206,6 +193,54 @@ impl Sender {
                 true
             }
         }
+    }
+
+    /// What a thread does that is going to wait for what it appended: it dispatches what is in memory, sends what it can of it, and takes
+    /// the answers that are there on connection 0.
+    pub(super) fn pump(&mut self, out: &mut Outside<'_>) -> bool {
+        let mut left = PUMPED_MAX;
+        while left > 0
+            && !self.is_over()
+            && self.begun.is_some()
+            && self.goodbye.is_none()
+            && let Some(Next::Request(request)) = out.log.next_in_memory()
+        {
+            left -= 1;
+            self.give(request, out);
+        }
+        let mut moved = left < PUMPED_MAX;
+        for index in 0..self.workers.len() {
+            while matches!(self.workers[index].at, At::Sending) && self.work(index, out) {
+                moved = true;
+            }
+        }
+        for _ in 0..PUMPED_MAX {
+            if self.is_over() || !self.read(0, out) {
+                break;
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// Gives a record that was taken from the log to the lanes.
+    fn give(&mut self, request: Arc<MirrorRequest>, out: &Outside<'_>) {
+        if out.defect == Some(Defect::RetiredAtApplied) {
+            self.note_sent(&request);
+        }
+        if out.defect == Some(Defect::BarriersSwapped) {
+            if matches!(request.body, Body::Barrier { .. }) && self.held_back.is_none() {
+                self.held_back = Some(request);
+                return;
+            }
+            self.push(&request);
+            if let Some(barrier) = self.held_back.take() {
+                self.push(&barrier);
+            }
+            return;
+        }
+        self.router.overlapping = out.defect == Some(Defect::OverlappingOnTwo);
+        self.push(&request);
     }
 
     fn push(&mut self, record: &Arc<MirrorRequest>) {

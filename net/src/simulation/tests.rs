@@ -56,6 +56,7 @@ fn lives() {
     println!("{counts:?}");
     println!("simulation: seeds={seeds} steps={steps} failed={failed}");
     assert_eq!(failed, 0, "replay with MIRRORFS_SIMULATION_SEED={seed}");
+    assert!(only.is_some() || counts.all_happened(), "the lives were too quiet: {counts:?}");
 }
 
 /// Lives with this defect, until the judge has found it.

@@ -7,6 +7,7 @@ use super::mirror::{self, PeerProcess};
 use super::network::{Bytes, Network, PEER, PRIMARY};
 use super::primary::{self, PrimaryHost, PrimaryProcess};
 use super::random::Random;
+use super::sender::Sender;
 use super::{Defect, Settings};
 use crate::config::{Key, Security};
 use crate::status::LinkState;
@@ -67,9 +68,17 @@ pub(super) struct Counts {
     pub(super) give_ups: u64,
     pub(super) durable: u64,
     pub(super) replays: u64,
+    pub(super) pumped: u64,
 }
 
 impl Counts {
+    pub(super) fn all_happened(&self) -> bool {
+        let Self { primary_crashes, peer_crashes, live, give_ups, durable, replays, pumped } = *self;
+        [primary_crashes, peer_crashes, live, give_ups, durable, replays, pumped]
+            .iter()
+            .all(|count| *count > 0)
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         self.primary_crashes += other.primary_crashes;
         self.peer_crashes += other.peer_crashes;
@@ -77,6 +86,7 @@ impl Counts {
         self.give_ups += other.give_ups;
         self.durable += other.durable;
         self.replays += other.replays;
+        self.pumped += other.pumped;
     }
 }
 
@@ -361,7 +371,10 @@ impl World {
             14..17 => {
                 let lun = self.random.below(self.settings.luns as u64) as usize;
                 let waits = self.random.percent(30);
-                self.writing && self.primary.as_mut().is_some_and(|primary| primary.flush(lun, waits))
+                let flushed =
+                    self.writing && self.primary.as_mut().is_some_and(|primary| primary.flush(lun, waits));
+                self.wait_awake(waits && flushed);
+                flushed
             }
             17..22 => {
                 let (which, queue_first) = (self.random.below(3) as usize, self.random.percent(50));
@@ -424,7 +437,19 @@ impl World {
         let count = 1 + self.random.below(most);
         let discard = self.random.percent(10);
         let waits = self.random.percent(10);
-        self.write(lun, block as usize, count as usize, discard, waits)
+        let written = self.write(lun, block as usize, count as usize, discard, waits);
+        self.wait_awake(waits && written);
+        written
+    }
+
+    /// Who waits sends and receives by itself, unless another thread is quicker.
+    fn wait_awake(&mut self, waits: bool) {
+        if waits
+            && self.random.percent(50)
+            && self.with_primary(|primary, out| primary.with_session(out, Sender::pump))
+        {
+            self.counts.pumped += 1;
+        }
     }
 
     pub(super) fn write(
