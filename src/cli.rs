@@ -84,6 +84,27 @@ pub(crate) enum Command {
         /// The policy
         policy: OnOutageArg,
     },
+    /// Make the mirror images of a node primaries, to be mounted here
+    ///
+    /// For a takeover: the primary is gone, or was unmounted there. The old primary can't mirror to a promoted image by mistake; it
+    /// follows once it is demoted.
+    Promote {
+        /// The directory of one node below a peer's directory: DIR/NODE
+        dir: PathBuf,
+        /// Also in the middle of a resync, when the image is no state that the primary was in
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make the primary images of a state directory mirrors of the host that has taken over
+    ///
+    /// What this side wrote alone is kept as a copy of the image, LUN.diverged-SECONDS beside it; then all of it is sent anew.
+    Demote {
+        /// A mount point that is not mounted, or its state directory
+        dir: PathBuf,
+        /// Keep no copy of what this side wrote alone
+        #[arg(long)]
+        discard: bool,
+    },
     /// Make the key of a pair of hosts; copy the file to the other host
     Keygen {
         /// The file to make

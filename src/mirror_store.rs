@@ -113,8 +113,7 @@ impl MirrorImage for Mirror {
         let label = self.image().label();
         MirrorLabel {
             generations: label.generations.chain().to_vec(),
-            // Somebody else has changed the image: no epoch describes it any more.
-            durable_epoch: if self.image().found().changed { Epoch::default() } else { label.durable_epoch },
+            durable_epoch: label.durable_epoch,
             resyncing: matches!(label.state, State::Resyncing { .. } | State::FirstSync),
             created: self.image().found().created,
         }

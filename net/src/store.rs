@@ -56,19 +56,25 @@ pub enum StoreRefusal {
         holder: String,
     },
     /// The image is a primary (promoted) here: refuse to be its mirror.
-    #[error("{path} is a primary on the peer (it was promoted); run demote there, or give up this side")]
+    #[error(
+        "{path} is a primary on the peer, it was promoted: unmount here and run mirrorfs demote to follow it, or demote it there"
+    )]
     IsPrimary {
         /// The file at the peer.
         path: String,
     },
     /// Neither side's generation is in the other's chain.
-    #[error("split brain: {path} and this primary were both written to independently")]
+    #[error(
+        "split brain: {path} and this primary were both written to independently; run mirrorfs demote on the side to be given up"
+    )]
     SplitBrain {
         /// The file at the peer.
         path: String,
     },
     /// The primary is older than the mirror.
-    #[error("this primary is stale: the peer's image {path} has moved on; run demote here")]
+    #[error(
+        "this primary is stale: the peer's image {path} has moved on; unmount here and run mirrorfs demote, or demote it there"
+    )]
     Stale {
         /// The file at the peer.
         path: String,

@@ -7,6 +7,7 @@ mod mount;
 mod peer;
 pub(crate) mod status;
 mod sync;
+mod takeover;
 mod umount;
 
 pub(crate) use mount::mount;
@@ -34,6 +35,8 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, CliError> {
             let reply = control::ask(&dir, &Request::OnOutage { policy: policy.into() }, None)?;
             expect_done(reply, &mountpoint)
         }
+        Command::Promote { dir, force } => takeover::promote(&dir, force),
+        Command::Demote { dir, discard } => takeover::demote(&dir, discard),
         Command::Keygen { file } => {
             crate::key::generate(&file)?;
             println!("Made {}. Copy it to the other host over a safe channel, mode 0600.", file.display());

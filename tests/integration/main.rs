@@ -15,6 +15,7 @@ mod programs;
 mod protocol;
 mod refusals;
 mod support;
+mod takeover;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::any::Any;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     if let (Some(why), None) = (&without_judges, &lacking) {
         eprintln!("The judges' tests are SKIPPED: {why}");
     }
-    let themes: [(&str, &[Case]); 11] = [
+    let themes: [(&str, &[Case]); 12] = [
         // The longest first.
         ("judges", posix::JUDGES),
         ("claims", claims::CASES),
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         ("programs", programs::CASES),
         ("protocol", protocol::CASES),
         ("refusals", refusals::CASES),
+        ("takeover", takeover::CASES),
     ];
     let mut trials: Vec<Trial> = themes
         .iter()

@@ -154,12 +154,14 @@ impl Label {
         })
     }
 
-    /// The label of this stale primary image as the mirror of the new one: to be resynced.
+    /// The label of this primary image as the mirror of whichever primary with its id comes next. Its own line of writes is
+    /// given up: it claims no generation, and nothing of it is believed until a first sync has ended.
     #[must_use]
     pub fn demoted(&self) -> Self {
         Self {
+            generations: Generations::default(),
             role: Role::Mirror,
-            state: State::Resyncing { undo: None },
+            state: State::FirstSync,
             durable_epoch: Epoch(0),
             all_regions: false,
             closed: None,

@@ -162,7 +162,9 @@ impl Image {
             found.clean = Superblock::read(&file, path).is_ok_and(|now| digest(&now, &metadata) == closed);
             found.changed = !found.clean;
             if found.changed {
-                label.state = State::Resyncing { undo: None };
+                // No epoch describes it any more; whoever opens it next has to know, too.
+                label.incarnation = label.incarnation.max(label.durable_epoch.incarnation());
+                (label.state, label.durable_epoch) = (State::Resyncing { undo: None }, Epoch(0));
             }
             slot.store(label)
                 .and_then(|()| slot.sync())

@@ -406,6 +406,7 @@ fn a_mirror_that_someone_changed_after_its_clean_close_is_known() {
     let image = open_primary(&path);
     image.update_label(|label| *label = label.demoted()).unwrap();
     image.set_resyncing(false, &[Generation(1)]).unwrap();
+    image.sync_epoch(Epoch(7)).unwrap();
     image.close_clean(None).unwrap();
     drop(image);
     let image = Image::open(&path, &options(Role::Mirror)).unwrap();
@@ -415,6 +416,14 @@ fn a_mirror_that_someone_changed_after_its_clean_close_is_known() {
     File::options().write(true).open(&path).unwrap().write_all_at(b"x", 50 * MIB).unwrap();
     let image = Image::open(&path, &options(Role::Mirror)).unwrap();
     assert_eq!((image.found().changed, image.label().state), (true, State::Resyncing { undo: None }));
+    assert_eq!(image.label().durable_epoch, Epoch(0), "no epoch describes it");
+    drop(image);
+    let label = Image::open(&path, &options(Role::Mirror)).unwrap().label();
+    assert_eq!(
+        (label.state, label.durable_epoch),
+        (State::Resyncing { undo: None }, Epoch(0)),
+        "not forgotten"
+    );
 }
 
 #[test]
@@ -425,7 +434,7 @@ fn a_promoted_mirror_gives_numbers_above_those_of_the_old_primary() {
     let old = image.label();
     image
         .update_label(|label| {
-            *label = label.demoted();
+            label.role = Role::Mirror;
             label.durable_epoch = Epoch::first(mirrorfs_journal::Incarnation(41));
             *label = label.promoted().unwrap();
         })

@@ -2,10 +2,11 @@
 
 use super::LogError;
 use crate::codec::{self, HEADER_BYTES, Header};
-use crate::ids::Sequence;
+use crate::ids::{Generation, LunUuid, Sequence};
 use crate::medium::{Folder, Handle};
 use crate::queue::index::{self, IndexRecord};
 use crate::queue::segment::{self, Damage, RECORDS_START};
+use crate::regions::RegionMap;
 use crate::request::MirrorRequest;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -64,6 +65,25 @@ impl QueueView {
             }
             _ => Ok(records),
         }
+    }
+
+    /// Whether nothing waits, and no region of the LUN may differ from its mirror. Not beside a process that has the log open.
+    ///
+    /// # Errors
+    /// As for [`Self::records`].
+    pub fn is_drained(
+        &self,
+        uuid: LunUuid,
+        generation: Generation,
+        size_bytes: u64,
+    ) -> Result<bool, LogError> {
+        let _lock = super::lock::acquire(&self.dir)?;
+        let error =
+            |source| LogError::Io { action: "open the region map in", path: self.dir.clone(), source };
+        let folder = Folder::from(self.dir.as_path());
+        let (map, known) = RegionMap::open(&folder, uuid, generation, size_bytes).map_err(error)?;
+        let waits = self.records(false)?.iter().any(|record| record.range().is_some());
+        Ok(known && map.marked_count() == 0 && !waits)
     }
 
     /// One record with its payload.
