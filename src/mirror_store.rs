@@ -121,6 +121,7 @@ impl MirrorImage for Mirror {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.check_range(offset, bytes.len() as u64)?;
+        self.image().before_overwrite(offset, bytes.len() as u64)?;
         self.backing.write_at(offset, bytes)?;
         let length = bytes.len() as u64;
         if length >= WRITEBACK_BYTES / 4 {
@@ -134,6 +135,7 @@ impl MirrorImage for Mirror {
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_range(offset, length)?;
+        self.image().before_overwrite(offset, length)?;
         self.backing.discard(offset, length)
     }
 

@@ -62,17 +62,27 @@ pub(super) fn promote(dir: &Path, force: bool) -> Result<ExitCode, CliError> {
     let mut mirrors = Vec::new();
     for (path, label) in all.iter().filter(|(_, label)| label.role == Role::Mirror) {
         let image = open(path, label)?;
+        let shown = path.display();
+        match image.roll_back() {
+            Ok(None) => {}
+            Ok(Some(epoch)) => {
+                println!("{shown} was in the middle of a resync: taken back to epoch {epoch}.")
+            }
+            Err(error) if !force => {
+                return Err(CliError::failure(format!("{shown}: cannot take it back: {error}")));
+            }
+            Err(error) => eprintln!("mirrorfs: {shown}: cannot take it back: {error}; promoted as it is"),
+        }
         // Opening it may have found that somebody changed it.
         let why = match image.label().state {
             State::FirstSync => "its first sync never ended: much of it is missing",
             State::Resyncing { .. } if image.found().changed => "somebody else has written to it",
-            State::Resyncing { .. } => "it is in the middle of a resync: no state that the primary was in",
+            State::Resyncing { .. } => "it is in the middle of a resync, and nothing leads back",
             _ => "",
         };
         if !why.is_empty() && !force {
             return Err(CliError::failure(format!(
-                "{}: {why}. If the primary is lost, --force promotes it as it is; check it with e2fsck -f before it is mounted",
-                path.display()
+                "{shown}: {why}. If the primary is lost, --force promotes it as it is; check it with e2fsck -f before it is mounted",
             )));
         }
         mirrors.push(image);

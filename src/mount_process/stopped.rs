@@ -95,7 +95,10 @@ pub(crate) fn describe(role: Role, state: &State, durable: mirrorfs_journal::Epo
         State::Clean => "closed cleanly",
         State::InUse => "in use, or not closed cleanly",
         State::InSync => "consistent",
-        State::Resyncing { .. } => "RESYNCING: not consistent until that has ended",
+        State::Resyncing { undo: Some(_) } => {
+            "RESYNCING: not consistent until that has ended; promote takes it back"
+        }
+        State::Resyncing { undo: None } => "RESYNCING: not consistent until that has ended, no way back",
         State::FirstSync => "FIRST SYNC not finished: not consistent yet",
     };
     match role {

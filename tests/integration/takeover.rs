@@ -1,8 +1,11 @@
 //! Who writes and who follows changes: by the operator's command, and only by it.
 
 use crate::Case;
-use crate::support::{Pair, Setup, assert_identical, e2fsck_clean, loop_mounted, tree};
+use crate::support::{
+    FaultyLink, Pair, Setup, Way, assert_identical, e2fsck_clean, loop_mounted, tree, wait_until,
+};
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -10,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_mirror_takes_over_and_the_old_primary_follows", takes_over),
     ("a_switch_in_good_order_leaves_no_copy", switch),
     ("a_promotion_can_be_taken_back", taken_back),
+    ("the_middle_of_a_resync_leads_back_to_where_it_began", out_of_a_resync),
     ("what_is_in_use_or_incomplete_is_neither_promoted_nor_demoted", refused),
 ];
 
@@ -95,7 +99,7 @@ fn takes_over() {
     old.mount();
     write(&old, "alone");
     old.wait_for_verdict("disconnected");
-    crate::support::wait_until("the reason", || {
+    wait_until("the reason", || {
         let reason = old.status()["mount"]["link"]["reason"].to_string();
         reason.contains("promoted") && reason.contains("demote")
     });
@@ -139,6 +143,46 @@ fn taken_back() {
     pair.umount();
     assert_identical(&pair.image(), &pair.mirror());
     e2fsck_clean(&pair.mirror());
+}
+
+/// The primary is lost while a resync, the queue having been given up, has overwritten a part of the mirror.
+fn out_of_a_resync() {
+    let mut pair = Pair::prepare(Setup::with(&["--queue-max=8M", "--memory=4M"]));
+    let link = FaultyLink::start(pair.port);
+    pair.setup.mount.push(format!("--peer=127.0.0.1:{}", link.port));
+    pair.start_peer();
+    pair.mount();
+    tree::make(&pair.mnt().join("tree"), 60, 5);
+    let old = pair.mnt().join("old");
+    fs::write(&old, vec![1; 8 << 20]).expect("writing");
+    pair.wait_for_verdict("in-sync");
+    pair.sync();
+    let tree_then = tree::fingerprint(&pair.mnt().join("tree"));
+    link.unplug();
+    pair.wait_for_verdict("disconnected");
+    for index in 0..10 {
+        fs::write(pair.mnt().join(format!("big-{index}")), vec![index; 4 << 20]).expect("writing");
+    }
+    fs::File::open(pair.mnt().join("big-9")).and_then(|file| file.sync_all()).expect("fsync");
+    wait_until("the queue to be given up", || pair.status()["mount"]["log"]["queue_given_up"].is_string());
+    // In place, so that the resync overwrites what the mirror has.
+    let in_place = fs::File::options().write(true).open(&old).expect("opening");
+    in_place.write_all_at(&vec![2; 8 << 20], 0).and_then(|()| in_place.sync_all()).expect("writing");
+
+    link.heal();
+    link.set(|faults| faults.tcp[Way::ToMirror as usize].bytes_per_second = 4 << 20);
+    let undo = node_dir(&pair).join("data.undo");
+    wait_until("a part of the resync", || fs::metadata(&undo).is_ok_and(|data| data.len() > 2 << 20));
+    pair.kill_mount();
+    let said = done(&on(&pair, "promote", &node_dir(&pair), &[]));
+    assert!(said.contains("taken back to epoch"), "{said}");
+    assert!(!undo.exists());
+
+    e2fsck_clean(&node_dir(&pair).join("data.img"));
+    let new = changed_over(&pair);
+    tree::assert_same(&tree_then, &tree::fingerprint(&new.mnt().join("tree")));
+    assert!(!new.mnt().join("big-9").exists(), "it had not arrived");
+    assert!(fs::read(new.mnt().join("old")).expect("reading") == vec![1; 8 << 20], "as it was");
 }
 
 fn refused() {

@@ -20,6 +20,7 @@ pub mod recorder;
 mod reserve;
 mod slot;
 mod superblock;
+mod undo;
 
 pub use backing::{Backing, FileBacking, MemoryBacking};
 pub use error::ImageError;

@@ -9,9 +9,10 @@ use super::lock;
 use super::publish::Draft;
 use super::slot::{LabelSlot, offset_for};
 use super::superblock::Superblock;
+use super::undo::{self, UndoFile};
 use mirrorfs_journal::log::LogLun;
 use mirrorfs_journal::{Epoch, Generation, LunId, LunUuid};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -53,6 +54,8 @@ pub struct Image {
     backing: Arc<FileBacking>,
     slot: Mutex<LabelSlot>,
     found: Found,
+    /// Mirror: the way back from the resync that is under way.
+    undo: RwLock<Option<Arc<UndoFile>>>,
     /// A sync has failed: pages may be clean that were never written, so that no later sync can be believed.
     failed: AtomicBool,
 }
@@ -170,7 +173,9 @@ impl Image {
                 .and_then(|()| slot.sync())
                 .map_err(ImageError::io("write the label of", path))?;
         }
-        Self::with(path, file, slot, found)
+        let image = Self::with(path, file, slot, found)?;
+        image.take_up_undo().map_err(ImageError::io("write the label of", path))?;
+        Ok(image)
     }
 
     /// Makes a mirror image, all holes, and opens it. The mode is 0600; a crash leaves no file of that name.
@@ -205,6 +210,7 @@ impl Image {
             backing: Arc::new(backing),
             slot: Mutex::new(slot),
             found,
+            undo: RwLock::new(None),
             failed: AtomicBool::new(false),
         })
     }
@@ -295,17 +301,100 @@ impl Image {
 
     /// Mirror: a resync begins, or (with the primary's generations) has ended; synced. A first sync stays one until then.
     ///
+    /// While another one lasts there is a way back from it to the state at its beginning, as long as each change is announced
+    /// by [`Self::before_overwrite`]: see [`Self::roll_back`].
+    ///
     /// # Errors
     /// As for [`Self::sync_epoch`].
     pub fn set_resyncing(&self, resyncing: bool, generations: &[Generation]) -> io::Result<()> {
-        self.update_label(|label| match (resyncing, label.state) {
-            (true, State::FirstSync | State::Resyncing { .. }) => {}
-            (true, _) => label.state = State::Resyncing { undo: None },
-            (false, _) => {
-                label.state = State::InSync;
-                label.generations = Generations::from_chain(generations);
+        let label = self.label();
+        match (resyncing, label.state) {
+            (true, State::FirstSync | State::Resyncing { .. }) => Ok(()),
+            (true, _) => {
+                let made = undo::way_back(label.durable_epoch).and_then(|way| {
+                    UndoFile::create(&self.path, label.uuid, way, label.size_bytes)
+                        .map(|file| (way, Arc::new(file)))
+                });
+                let way = made.inspect_err(|error| self.warn_of_undo(error)).ok();
+                let undo = way.as_ref().map(|(way, _)| *way);
+                self.update_label(|label| label.state = State::Resyncing { undo })?;
+                *self.undo.write() = way.map(|(_, file)| file);
+                Ok(())
             }
-        })
+            (false, _) => {
+                self.update_label(|label| {
+                    label.state = State::InSync;
+                    label.generations = Generations::from_chain(generations);
+                })?;
+                *self.undo.write() = None;
+                undo::remove(&self.path);
+                Ok(())
+            }
+        }
+    }
+
+    /// Mirror: must be called before a range is written or discarded. During a resync it saves what the range holds, and may
+    /// block on a sync. Where that can't be done the way back is given up, and the resync goes on.
+    ///
+    /// # Errors
+    /// The label's, as for [`Self::sync_epoch`].
+    pub fn before_overwrite(&self, offset: u64, length: u64) -> io::Result<()> {
+        let Some(undo) = self.undo.read().clone() else { return Ok(()) };
+        match undo.save(&self.backing, offset, length) {
+            Ok(()) => Ok(()),
+            Err(error) => self.give_up_undo(&error),
+        }
+    }
+
+    /// Mirror in the middle of a resync: puts the state back that it had when the resync began, durably, and says so in the
+    /// label. The epoch of that state; `None` if there is no way back.
+    ///
+    /// # Errors
+    /// A damaged undo file, or the system's; can be tried again.
+    pub fn roll_back(&self) -> io::Result<Option<Epoch>> {
+        let State::Resyncing { undo: Some(way) } = self.label().state else { return Ok(None) };
+        let Some(undo) = self.undo.read().clone() else { return Ok(None) };
+        undo.roll_back(&self.backing)?;
+        self.file.sync_data()?;
+        self.update_label(|label| {
+            // Numbers that were seen are not given again.
+            label.incarnation = label.incarnation.max(label.durable_epoch.incarnation());
+            (label.state, label.durable_epoch) = (State::InSync, way.epoch);
+        })?;
+        *self.undo.write() = None;
+        undo::remove(&self.path);
+        Ok(Some(way.epoch))
+    }
+
+    /// As the label says: takes the undo file up, or removes what is left of one.
+    fn take_up_undo(&self) -> io::Result<()> {
+        let label = self.label();
+        let State::Resyncing { undo: Some(way) } = label.state else {
+            undo::remove(&self.path);
+            return Ok(());
+        };
+        match UndoFile::open(&self.path, label.uuid, way, label.size_bytes) {
+            Ok(undo) => {
+                *self.undo.write() = Some(Arc::new(undo));
+                Ok(())
+            }
+            Err(error) => self.give_up_undo(&error),
+        }
+    }
+
+    fn give_up_undo(&self, error: &io::Error) -> io::Result<()> {
+        let mut undo = self.undo.write();
+        if let State::Resyncing { undo: Some(_) } = self.label().state {
+            self.warn_of_undo(error);
+            self.update_label(|label| label.state = State::Resyncing { undo: None })?;
+            *undo = None;
+            undo::remove(&self.path);
+        }
+        Ok(())
+    }
+
+    fn warn_of_undo(&self, error: &io::Error) {
+        log::warn!("{}: no way back from this resync until it has ended: {error}", self.path.display());
     }
 
     /// Mirror: follows a changed size of the primary. What a grown image gained is a hole. Needs the image for itself:
@@ -315,6 +404,8 @@ impl Image {
     /// An impossible size; the system's.
     pub fn resize_mirror(&mut self, size_bytes: u64) -> Result<(), ImageError> {
         check_size(size_bytes)?;
+        self.give_up_undo(&io::Error::other("its size changes"))
+            .map_err(ImageError::io("resize", &self.path))?;
         let (path, file) = (&self.path, &self.file);
         resize(file, self.slot.get_mut(), size_bytes).map_err(ImageError::io("resize", path))?;
         let backing = FileBacking::new(Arc::clone(file), size_bytes);
