@@ -423,7 +423,7 @@ impl Core {
         let logged = !self.closing && self.given_up.is_none() && (self.live || !volatile);
         if logged
             && self.open_requests > 0
-            && self.open_bytes + payload_bytes + RECORD_OVERHEAD > EPOCH_BYTES_MAX
+            && self.open_bytes + payload_bytes + RECORD_OVERHEAD > self.epoch_bytes_max()
         {
             self.close_epoch(LunId(0));
         }
@@ -462,6 +462,11 @@ impl Core {
             self.balance();
         }
         super::Appended { sequence, epoch }
+    }
+
+    /// Requests stay in memory until their epoch is durable: some epochs must fit, or nothing moves until one closes by age.
+    fn epoch_bytes_max(&self) -> u64 {
+        EPOCH_BYTES_MAX.min(self.memory_bytes_max / 4)
     }
 
     /// Closes the open epoch if it has requests; returns the last closed one.
