@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What is saved at once.
 const BLOCK_BYTES: u64 = 64 << 10;
 const HEADER_BYTES: usize = 4096;
-const RECORD_HEADER_BYTES: usize = 24;
+const RECORD_HEADER_BYTES: usize = 32;
 const MAGIC: &[u8; 8] = b"MFRSUNDO";
 const RECORD_MAGIC: &[u8; 4] = b"MFRU";
 const VERSION: u32 = 1;
 /// Records written with one call at most, those of a request of 1 MiB that begins within a block: more than that cannot be torn.
-const TORN_BYTES_MAX: u64 = 17 * (RECORD_HEADER_BYTES as u64 + BLOCK_BYTES);
+const BATCH_RECORDS: usize = 17;
+const TORN_BYTES_MAX: u64 = BATCH_RECORDS as u64 * (RECORD_HEADER_BYTES as u64 + BLOCK_BYTES);
 
 /// An undo file in use. Saving is for any thread.
 pub(crate) struct UndoFile {
@@ -67,13 +68,14 @@ fn header(uuid: LunUuid, undo: Undo, size_bytes: u64) -> [u8; HEADER_BYTES] {
     bytes
 }
 
-/// `content`: `None` for a block that is a hole.
-fn put_record(into: &mut Vec<u8>, block: u64, content: Option<&[u8]>) {
+/// `batch`: where the write that it is a part of begins. `content`: `None` for a block that is a hole.
+fn put_record(into: &mut Vec<u8>, batch: u64, block: u64, content: Option<&[u8]>) {
     let start = into.len();
     let content = content.unwrap_or_default();
     into.extend_from_slice(RECORD_MAGIC);
     into.extend_from_slice(&(content.len() as u32).to_le_bytes());
     into.extend_from_slice(&block.to_le_bytes());
+    into.extend_from_slice(&batch.to_le_bytes());
     into.extend_from_slice(&crc32c::crc32c(content).to_le_bytes());
     let crc = crc32c::crc32c(&into[start..]);
     into.extend_from_slice(&crc.to_le_bytes());
@@ -82,6 +84,18 @@ fn put_record(into: &mut Vec<u8>, block: u64, content: Option<&[u8]>) {
 
 fn word(bytes: &[u8], at: usize) -> u32 {
     bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..].first_chunk().map_or(0, |long| u64::from_le_bytes(*long))
+}
+
+/// Where the batch of a record begins; `None`: these bytes are no record's header.
+fn batch_of(head: &[u8]) -> Option<u64> {
+    let whole = head.len() >= RECORD_HEADER_BYTES
+        && head.starts_with(RECORD_MAGIC)
+        && crc32c::crc32c(&head[..RECORD_HEADER_BYTES - 4]) == word(head, RECORD_HEADER_BYTES - 4);
+    whole.then(|| long(head, 16))
 }
 
 impl UndoFile {
@@ -154,22 +168,24 @@ impl UndoFile {
         // Nobody writes to a block before it is saved: what is read here is the old content.
         let mut end = self.end.lock();
         let missing: Vec<u64> = blocks.filter(|block| !self.is_saved(*block)).collect();
-        let mut records = Vec::new();
-        for &block in &missing {
-            let range = self.range_of(block);
-            let hole = image.next_data(range.start)?.is_none_or(|data| data.start >= range.end);
-            if hole {
-                put_record(&mut records, block, None);
-            } else {
-                let mut content = vec![0; (range.end - range.start) as usize];
-                image.read_at(range.start, &mut content)?;
-                put_record(&mut records, block, Some(&content));
+        for batch in missing.chunks(BATCH_RECORDS) {
+            let mut records = Vec::new();
+            for &block in batch {
+                let range = self.range_of(block);
+                let hole = image.next_data(range.start)?.is_none_or(|data| data.start >= range.end);
+                if hole {
+                    put_record(&mut records, *end, block, None);
+                } else {
+                    let mut content = vec![0; (range.end - range.start) as usize];
+                    image.read_at(range.start, &mut content)?;
+                    put_record(&mut records, *end, block, Some(&content));
+                }
             }
+            self.file.write_all_at(&records, *end)?;
+            self.file.sync_data()?;
+            *end += records.len() as u64;
+            batch.iter().for_each(|block| self.note_saved(*block));
         }
-        self.file.write_all_at(&records, *end)?;
-        self.file.sync_data()?;
-        *end += records.len() as u64;
-        missing.into_iter().for_each(|block| self.note_saved(block));
         Ok(())
     }
 
@@ -188,32 +204,51 @@ impl UndoFile {
         .map(drop)
     }
 
-    /// Visits the records in order; returns where the last whole one ends. What follows may be one torn write, no more.
+    /// Visits the records in order; returns where the last whole one ends. What follows may be a torn write, no more.
     fn scan(&self, mut visit: impl FnMut(u64, Option<&[u8]>) -> io::Result<()>) -> io::Result<u64> {
         let length = self.file.metadata()?.len();
-        let mut at = HEADER_BYTES as u64;
+        let (mut at, mut batch) = (HEADER_BYTES as u64, 0);
         let mut content = Vec::new();
-        while let Some(block) = self.read_record(at, length, &mut content)? {
+        while let Some(block) = self.read_record(at, length, &mut batch, &mut content)? {
             at += (RECORD_HEADER_BYTES + content.len()) as u64;
             visit(block, Some(content.as_slice()).filter(|content| !content.is_empty()))?;
         }
-        if length - at > TORN_BYTES_MAX {
+        if self.goes_on_after(at, length)? {
             return Err(invalid(&self.path, &format!("damaged at byte {at}")));
         }
         Ok(at)
     }
 
-    /// `None`: no whole record begins there.
-    fn read_record(&self, at: u64, length: u64, content: &mut Vec<u8>) -> io::Result<Option<u64>> {
+    /// Whether something was written later than what can't be read at `at`: then that was durable once.
+    fn goes_on_after(&self, at: u64, length: u64) -> io::Result<bool> {
+        if length - at > TORN_BYTES_MAX {
+            return Ok(true);
+        }
+        let mut rest = vec![0; (length - at) as usize];
+        self.file.read_exact_at(&mut rest, at)?;
+        let later =
+            |head: &[u8]| head.starts_with(RECORD_MAGIC) && batch_of(head).is_some_and(|batch| batch > at);
+        Ok((0..rest.len()).any(|start| later(&rest[start..])))
+    }
+
+    /// `None`: no whole record begins there. `batch`: that of the record before.
+    fn read_record(
+        &self,
+        at: u64,
+        length: u64,
+        batch: &mut u64,
+        content: &mut Vec<u8>,
+    ) -> io::Result<Option<u64>> {
         let mut head = [0; RECORD_HEADER_BYTES];
         if at + head.len() as u64 > length {
             return Ok(None);
         }
         self.file.read_exact_at(&mut head, at)?;
-        if &head[..4] != RECORD_MAGIC || crc32c::crc32c(&head[..20]) != word(&head, 20) {
+        // No record may be missing in between.
+        let Some(found) = batch_of(&head).filter(|found| *found == at || found == batch) else {
             return Ok(None);
-        }
-        let block = u64::from(word(&head, 8)) | u64::from(word(&head, 12)) << 32;
+        };
+        let block = long(&head, 8);
         let range = match block.checked_mul(BLOCK_BYTES) {
             Some(start) if start < self.size_bytes => self.range_of(block),
             _ => return Ok(None),
@@ -225,7 +260,8 @@ impl UndoFile {
         }
         content.resize(bytes as usize, 0);
         self.file.read_exact_at(content, from)?;
-        Ok((crc32c::crc32c(content) == word(&head, 16)).then_some(block))
+        *batch = found;
+        Ok((crc32c::crc32c(content) == word(&head, 24)).then_some(block))
     }
 }
 

@@ -89,8 +89,8 @@ fn every_point_of_a_resync_leads_back() {
             image = Image::open(&dir.path().join("data.img"), &options()).unwrap();
             image.set_resyncing(true, &[]).unwrap();
         }
-        let mut next = Vec::new();
-        put_record(&mut next, random.below(40), Some(&vec![9; BLOCK_BYTES as usize]));
+        let (mut next, end) = (Vec::new(), std::fs::metadata(dir.path().join("data.undo")).unwrap().len());
+        put_record(&mut next, end, random.below(40), Some(&vec![9; BLOCK_BYTES as usize]));
         next.truncate(random.below(next.len() as u64) as usize);
         let (after, _) = taken_back(dir.path(), &next);
         assert!(after == before, "step {step}");
@@ -100,7 +100,20 @@ fn every_point_of_a_resync_leads_back() {
     assert_eq!(image.label().state, State::InSync);
 }
 
-/// What the test above looks at is not so by itself.
+/// More than one write can hold is saved in parts.
+#[test]
+fn a_discard_of_everything_leads_back() {
+    let mut random = Random(6);
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let image = in_sync(dir.path(), &mut random);
+    let before = content(&image);
+    image.set_resyncing(true, &[]).unwrap();
+    image.before_overwrite(0, SIZE_BYTES).unwrap();
+    image.backing().discard(0, SIZE_BYTES).unwrap();
+    assert!(taken_back(dir.path(), &[]).0 == before);
+}
+
+/// What these tests look at is not so by itself.
 #[test]
 fn a_change_that_is_not_announced_is_not_taken_back() {
     let mut random = Random(2);
@@ -130,7 +143,8 @@ fn the_label_says_where_it_was_taken_back_to() {
 
 #[test]
 fn without_a_usable_undo_file_the_resync_goes_on_and_the_label_says_so() {
-    let spoil: [(&str, fn(&Path)); 3] = [
+    type Spoil = (&'static str, fn(&Path));
+    let spoil: [Spoil; 3] = [
         ("missing", |undo| std::fs::remove_file(undo).unwrap()),
         ("of another resync", |undo| {
             let mut bytes = std::fs::read(undo).unwrap();
@@ -139,8 +153,7 @@ fn without_a_usable_undo_file_the_resync_goes_on_and_the_label_says_so() {
         }),
         ("damaged", |undo| {
             let mut bytes = std::fs::read(undo).unwrap();
-            bytes[HEADER_BYTES + 100] ^= 1;
-            bytes.resize(bytes.len() + TORN_BYTES_MAX as usize, 0);
+            bytes[HEADER_BYTES + 10] ^= 1;
             std::fs::write(undo, bytes).unwrap();
         }),
     ];
@@ -149,7 +162,9 @@ fn without_a_usable_undo_file_the_resync_goes_on_and_the_label_says_so() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let image = in_sync(dir.path(), &mut random);
         image.set_resyncing(true, &[]).unwrap();
-        image.before_overwrite(30 << 16, 4096).unwrap();
+        for block in [30, 10] {
+            image.before_overwrite(block << 16, 4096).unwrap();
+        }
         drop(image);
         spoil(&dir.path().join("data.undo"));
         let image = Image::open(&dir.path().join("data.img"), &options()).unwrap();

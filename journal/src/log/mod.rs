@@ -165,7 +165,7 @@ impl MirrorLog {
         map.ensure_marked(region).map_err(error)
     }
     /// Appends a write, discard or check. Called under the region's lock, after the image has it. Inserts a barrier of
-    /// its own before an epoch exceeds 64 MiB. Blocks for no disk sync and no network; when memory is full or the peer
+    /// its own before an epoch exceeds 64 MiB or a quarter of the memory. Blocks for no disk sync and no network; when memory is full or the peer
     /// is away it may write to the queue's page cache. `body` is `Write`, `Discard` or `Check` only.
     pub fn append(&self, lun: LunId, origin: Origin, body: Body) -> Appended {
         let accepted_ms = core::now_ms();

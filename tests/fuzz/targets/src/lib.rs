@@ -15,6 +15,7 @@ pub mod mutate;
 mod queue;
 pub mod runner;
 mod transport;
+mod undo;
 mod units_text;
 mod wire;
 
@@ -52,9 +53,10 @@ const fn target(name: &'static str, run: fn(&mut Input<'_>), largest: usize, liv
 }
 
 /// All of them.
-pub static TARGETS: [Target; 8] = [
+pub static TARGETS: [Target; 9] = [
     target("image", image::run, 20 << 20, 160 << 20),
     target("label", label::run, 1 << 20, 8 << 20),
+    target("undo", undo::run, 4 << 20, 16 << 20),
     target("wire", wire::run, 2 << 20, 16 << 20),
     target("transport", transport::run, 1 << 20, 16 << 20),
     target("heartbeat", heartbeat::run, 1 << 20, 4 << 20),

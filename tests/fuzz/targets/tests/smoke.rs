@@ -39,6 +39,11 @@ fn damaged_labels() {
 }
 
 #[test]
+fn damaged_undo_files() {
+    run("undo", 400, &[("taken up", 60), ("given up", 200), ("taken back", 60)]);
+}
+
+#[test]
 fn damaged_messages() {
     run(
         "wire",
