@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A session that has just ended lets go of its images within this time.
-const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// The images of `dir` itself, with their labels.
 fn images(dir: &Path) -> Result<Vec<(PathBuf, Label)>, CliError> {

@@ -6,12 +6,12 @@
 use super::backing::{Backing, FileBacking};
 use super::label::Undo;
 use mirrorfs_journal::{Epoch, LunUuid};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What is saved at once.
 const BLOCK_BYTES: u64 = 64 << 10;
@@ -31,8 +31,8 @@ pub(crate) struct UndoFile {
     file: File,
     /// Where the next record goes.
     end: Mutex<u64>,
-    /// By block: its old content is durable in the file.
-    saved: Vec<AtomicU64>,
+    /// By 64 blocks, a bit each: its old content is durable in the file.
+    saved: RwLock<HashMap<u64, u64>>,
 }
 
 /// The undo file of an image.
@@ -100,9 +100,7 @@ fn batch_of(head: &[u8]) -> Option<u64> {
 
 impl UndoFile {
     fn with(path: PathBuf, file: File, size_bytes: u64, end: u64) -> Self {
-        let blocks = size_bytes.div_ceil(BLOCK_BYTES);
-        let saved = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { path, size_bytes, file, end: Mutex::new(end), saved }
+        Self { path, size_bytes, file, end: Mutex::new(end), saved: RwLock::default() }
     }
 
     /// Makes the undo file of an image that is now in the state of `undo.epoch`; durable, with its name.
@@ -144,14 +142,11 @@ impl UndoFile {
     }
 
     fn is_saved(&self, block: u64) -> bool {
-        let bits = self.saved.get((block / 64) as usize);
-        bits.is_none_or(|bits| bits.load(Ordering::Acquire) & (1 << (block % 64)) != 0)
+        self.saved.read().get(&(block / 64)).is_some_and(|bits| bits & (1 << (block % 64)) != 0)
     }
 
     fn note_saved(&self, block: u64) {
-        if let Some(bits) = self.saved.get((block / 64) as usize) {
-            bits.fetch_or(1 << (block % 64), Ordering::AcqRel);
-        }
+        *self.saved.write().entry(block / 64).or_default() |= 1 << (block % 64);
     }
 
     fn range_of(&self, block: u64) -> std::ops::Range<u64> {
