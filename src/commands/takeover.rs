@@ -4,7 +4,7 @@
 //! connected primary uses one, they refuse. All images of a directory are looked at before the first is changed.
 
 use crate::exit_code::{CliError, Context, ExitCode};
-use crate::mount_process::lun_names;
+use crate::mount_process::mirrored_luns;
 use crate::registry;
 use mirrorfs_fs::image::{Image, ImageError, Label, OpenOptions, Role, State, read_label};
 use mirrorfs_journal::QueueView;
@@ -109,9 +109,11 @@ pub(super) fn promote(dir: &Path, force: bool) -> Result<ExitCode, CliError> {
 /// Makes the mirrored primaries in `dir` mirrors of whoever mirrors to them next.
 pub(super) fn demote(dir: &Path, discard: bool) -> Result<ExitCode, CliError> {
     let dir = registry::resolve(dir).unwrap_or_else(|_| registry::absolute(dir));
-    let mirrored = lun_names(&dir);
     let mut all = images(&dir)?;
-    all.retain(|(_, label)| mirrored.contains(&label.name));
+    // Without a list it was promoted and never mounted.
+    if let Some(mirrored) = mirrored_luns(&dir)? {
+        all.retain(|(_, label)| mirrored.contains(&label.name));
+    }
     if all.is_empty() {
         return Err(CliError::new(
             ExitCode::NotFound,

@@ -81,7 +81,12 @@ fn write(dir: &Path, stored: &Stored) -> Result<(), CliError> {
     std::fs::File::open(dir).and_then(|dir| dir.sync_all()).context(context)
 }
 
-/// Names of the mirrored LUNs of a state directory, in the order of their numbers.
+/// Names of the mirrored LUNs of a state directory, in the order of their numbers; `None`: it was never mounted.
+pub(crate) fn mirrored_luns(dir: &Path) -> Result<Option<Vec<String>>, CliError> {
+    Ok(read(dir)?.map(|stored| stored.mirrored))
+}
+
+/// As [`mirrored_luns`]; the default where there is no list.
 pub(crate) fn lun_names(dir: &Path) -> Vec<String> {
-    read(dir).ok().flatten().map_or_else(|| vec!["data".into()], |stored| stored.mirrored)
+    mirrored_luns(dir).ok().flatten().unwrap_or_else(|| vec!["data".into()])
 }

@@ -5,7 +5,7 @@ mod lun_list;
 mod settings;
 mod stopped;
 
-pub(crate) use lun_list::lun_names;
+pub(crate) use lun_list::{lun_names, mirrored_luns};
 pub(crate) use settings::Settings;
 pub(crate) use stopped::stopped_status;
 

@@ -131,18 +131,26 @@ fn switch() {
 }
 
 fn taken_back() {
-    let mut pair = in_sync();
+    let mut pair = Pair::start(Setup { size: "64M", ..Setup::with(&["--lun=mail", "--lun=web"]) });
+    let luns = ["mail", "web"];
+    luns.iter().for_each(|lun| write(&pair, &format!("{lun}/first")));
+    pair.wait_for_verdict("in-sync");
+    pair.sync();
     pair.umount();
-    done(&on(&pair, "promote", &node_dir(&pair), &[]));
+    let said = done(&on(&pair, "promote", &node_dir(&pair), &[]));
+    assert!(said.contains("--lun mail --lun web"), "{said}");
     let said = done(&on(&pair, "demote", &node_dir(&pair), &["--discard"]));
     assert!(!said.contains("copy"), "{said}");
     pair.mount();
+    luns.iter().for_each(|lun| write(&pair, &format!("{lun}/second")));
     pair.wait_for_verdict("in-sync");
-    write(&pair, "more");
     pair.sync();
     pair.umount();
-    assert_identical(&pair.image(), &pair.mirror());
-    e2fsck_clean(&pair.mirror());
+    for lun in luns {
+        let image = format!("{lun}.img");
+        assert_identical(&pair.state().join(&image), &node_dir(&pair).join(&image));
+        e2fsck_clean(&node_dir(&pair).join(&image));
+    }
 }
 
 /// The primary is lost while a resync, the queue having been given up, has overwritten a part of the mirror.
