@@ -129,7 +129,7 @@ pub(super) fn demote(dir: &Path, discard: bool) -> Result<ExitCode, CliError> {
         primaries.push((open(path, label)?, label));
     }
     for (image, label) in &primaries {
-        if discard || (label.state == State::Clean && is_mirrored(&queue, label)) {
+        if discard || (image.found().clean && is_mirrored(&queue, label)) {
             continue;
         }
         match keep_copy(image.path()) {
@@ -140,8 +140,8 @@ pub(super) fn demote(dir: &Path, discard: bool) -> Result<ExitCode, CliError> {
             ),
             Err(error) => {
                 // As they were found: opening them has made them look used.
-                for (image, _) in primaries.iter().filter(|(_, label)| label.state == State::Clean) {
-                    image.close_clean(None).context(|| "and".into())?;
+                for (image, _) in primaries.iter().filter(|(image, _)| image.found().clean) {
+                    image.close_clean(None).context(|| format!("{error}; and"))?;
                 }
                 return Err(error);
             }

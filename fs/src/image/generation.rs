@@ -6,7 +6,7 @@ use std::io;
 /// Predecessors that a chain remembers.
 pub const PREDECESSORS_MAX: usize = 8;
 
-/// A generation with its last predecessors, newest first. Empty only on a mirror that was never in sync.
+/// A generation with its last predecessors, newest first. Empty only on a mirror that was never in sync, or was demoted.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Generations(Vec<Generation>);
 
@@ -48,7 +48,7 @@ impl Generations {
         Ok(Self(chain))
     }
 
-    /// The generation now, `None` on a mirror that was never in sync.
+    /// The generation now, `None` for an empty chain.
     #[must_use]
     pub fn current(&self) -> Option<Generation> {
         self.0.first().copied()

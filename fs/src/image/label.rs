@@ -66,7 +66,7 @@ pub enum State {
         /// The way back, if there is one.
         undo: Option<Undo>,
     },
-    /// Mirror: never yet in sync; there is nothing to go back to.
+    /// Mirror: never yet in sync, or demoted; there is nothing to go back to.
     FirstSync,
 }
 

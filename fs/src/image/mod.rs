@@ -18,6 +18,7 @@ mod overlay;
 mod publish;
 pub mod recorder;
 mod reserve;
+mod resync;
 mod slot;
 mod superblock;
 mod undo;

@@ -3,15 +3,15 @@
 use super::error::ImageError;
 use super::file::FileBacking;
 use super::format::SIZE_BYTES_MAX;
-use super::generation::{Generations, random_bytes};
+use super::generation::random_bytes;
 use super::label::{LABEL_BYTES, Label, Role, State, check_name};
 use super::lock;
 use super::publish::Draft;
 use super::slot::{LabelSlot, offset_for};
 use super::superblock::Superblock;
-use super::undo::{self, UndoFile};
+use super::undo::UndoFile;
 use mirrorfs_journal::log::LogLun;
-use mirrorfs_journal::{Epoch, Generation, LunId, LunUuid};
+use mirrorfs_journal::{Epoch, LunId, LunUuid};
 use parking_lot::{Mutex, RwLock};
 use std::fs::{File, Metadata};
 use std::io;
@@ -49,13 +49,13 @@ pub struct Found {
 
 /// An open image, locked until the last handle on its file is dropped (this and [`Self::backing`]'s).
 pub struct Image {
-    path: PathBuf,
-    file: Arc<File>,
-    backing: Arc<FileBacking>,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<File>,
+    pub(super) backing: Arc<FileBacking>,
     slot: Mutex<LabelSlot>,
     found: Found,
     /// Mirror: the way back from the resync that is under way.
-    undo: RwLock<Option<Arc<UndoFile>>>,
+    pub(super) undo: RwLock<Option<Arc<UndoFile>>>,
     /// A sync has failed: pages may be clean that were never written, so that no later sync can be believed.
     failed: AtomicBool,
 }
@@ -297,104 +297,6 @@ impl Image {
             label.durable_epoch = epoch;
             slot.store(label)
         })
-    }
-
-    /// Mirror: a resync begins, or (with the primary's generations) has ended; synced. A first sync stays one until then.
-    ///
-    /// While another one lasts there is a way back from it to the state at its beginning, as long as each change is announced
-    /// by [`Self::before_overwrite`]: see [`Self::roll_back`].
-    ///
-    /// # Errors
-    /// As for [`Self::sync_epoch`].
-    pub fn set_resyncing(&self, resyncing: bool, generations: &[Generation]) -> io::Result<()> {
-        let label = self.label();
-        match (resyncing, label.state) {
-            (true, State::FirstSync | State::Resyncing { .. }) => Ok(()),
-            (true, _) => {
-                let made = undo::way_back(label.durable_epoch).and_then(|way| {
-                    UndoFile::create(&self.path, label.uuid, way, label.size_bytes)
-                        .map(|file| (way, Arc::new(file)))
-                });
-                let way = made.inspect_err(|error| self.warn_of_undo(error)).ok();
-                let undo = way.as_ref().map(|(way, _)| *way);
-                self.update_label(|label| label.state = State::Resyncing { undo })?;
-                *self.undo.write() = way.map(|(_, file)| file);
-                Ok(())
-            }
-            (false, _) => {
-                self.update_label(|label| {
-                    label.state = State::InSync;
-                    label.generations = Generations::from_chain(generations);
-                })?;
-                *self.undo.write() = None;
-                undo::remove(&self.path);
-                Ok(())
-            }
-        }
-    }
-
-    /// Mirror: must be called before a range is written or discarded. During a resync it saves what the range holds, and may
-    /// block on a sync. Where that can't be done the way back is given up, and the resync goes on.
-    ///
-    /// # Errors
-    /// The label's, as for [`Self::sync_epoch`].
-    pub fn before_overwrite(&self, offset: u64, length: u64) -> io::Result<()> {
-        let Some(undo) = self.undo.read().clone() else { return Ok(()) };
-        match undo.save(&self.backing, offset, length) {
-            Ok(()) => Ok(()),
-            Err(error) => self.give_up_undo(&error),
-        }
-    }
-
-    /// Mirror in the middle of a resync: puts the state back that it had when the resync began, durably, and says so in the
-    /// label. The epoch of that state; `None` if there is no way back.
-    ///
-    /// # Errors
-    /// A damaged undo file, or the system's; can be tried again.
-    pub fn roll_back(&self) -> io::Result<Option<Epoch>> {
-        let State::Resyncing { undo: Some(way) } = self.label().state else { return Ok(None) };
-        let Some(undo) = self.undo.read().clone() else { return Ok(None) };
-        undo.roll_back(&self.backing)?;
-        self.file.sync_data()?;
-        self.update_label(|label| {
-            // Numbers that were seen are not given again.
-            label.incarnation = label.incarnation.max(label.durable_epoch.incarnation());
-            (label.state, label.durable_epoch) = (State::InSync, way.epoch);
-        })?;
-        *self.undo.write() = None;
-        undo::remove(&self.path);
-        Ok(Some(way.epoch))
-    }
-
-    /// As the label says: takes the undo file up, or removes what is left of one.
-    fn take_up_undo(&self) -> io::Result<()> {
-        let label = self.label();
-        let State::Resyncing { undo: Some(way) } = label.state else {
-            undo::remove(&self.path);
-            return Ok(());
-        };
-        match UndoFile::open(&self.path, label.uuid, way, label.size_bytes) {
-            Ok(undo) => {
-                *self.undo.write() = Some(Arc::new(undo));
-                Ok(())
-            }
-            Err(error) => self.give_up_undo(&error),
-        }
-    }
-
-    fn give_up_undo(&self, error: &io::Error) -> io::Result<()> {
-        let mut undo = self.undo.write();
-        if let State::Resyncing { undo: Some(_) } = self.label().state {
-            self.warn_of_undo(error);
-            self.update_label(|label| label.state = State::Resyncing { undo: None })?;
-            *undo = None;
-            undo::remove(&self.path);
-        }
-        Ok(())
-    }
-
-    fn warn_of_undo(&self, error: &io::Error) {
-        log::warn!("{}: no way back from this resync until it has ended: {error}", self.path.display());
     }
 
     /// Mirror: follows a changed size of the primary. What a grown image gained is a hole. Needs the image for itself:

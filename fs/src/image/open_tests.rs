@@ -4,6 +4,7 @@
 use super::super::Backing;
 use super::super::format::{FormatOptions, SIZE_BYTES_MIN, format};
 use super::*;
+use mirrorfs_journal::Generation;
 use std::fs;
 use std::process::Command;
 use tempfile::TempDir;

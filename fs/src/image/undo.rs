@@ -4,6 +4,7 @@
 //! resync got and wherever a power cut struck, leads back to the state that the mirror had when the resync began.
 
 use super::backing::{Backing, FileBacking};
+use super::generation::random_bytes;
 use super::label::Undo;
 use mirrorfs_journal::{Epoch, LunUuid};
 use parking_lot::{Mutex, RwLock};
@@ -27,6 +28,7 @@ const TORN_BYTES_MAX: u64 = BATCH_RECORDS as u64 * (RECORD_HEADER_BYTES as u64 +
 /// An undo file in use. Saving is for any thread.
 pub(crate) struct UndoFile {
     path: PathBuf,
+    way: Undo,
     size_bytes: u64,
     file: File,
     /// Where the next record goes.
@@ -54,14 +56,14 @@ fn invalid(path: &Path, what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()))
 }
 
-fn header(uuid: LunUuid, undo: Undo, size_bytes: u64) -> [u8; HEADER_BYTES] {
+fn header(uuid: LunUuid, way: Undo, size_bytes: u64) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
     put(0, MAGIC);
     put(8, &VERSION.to_le_bytes());
     put(16, &uuid.0);
-    put(32, &undo.id);
-    put(48, &undo.epoch.0.to_le_bytes());
+    put(32, &way.id);
+    put(48, &way.epoch.0.to_le_bytes());
     put(56, &size_bytes.to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
     bytes[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
@@ -99,38 +101,39 @@ fn batch_of(head: &[u8]) -> Option<u64> {
 }
 
 impl UndoFile {
-    fn with(path: PathBuf, file: File, size_bytes: u64, end: u64) -> Self {
-        Self { path, size_bytes, file, end: Mutex::new(end), saved: RwLock::default() }
+    fn with(path: PathBuf, way: Undo, file: File, size_bytes: u64, end: u64) -> Self {
+        Self { path, way, size_bytes, file, end: Mutex::new(end), saved: RwLock::default() }
     }
 
-    /// Makes the undo file of an image that is now in the state of `undo.epoch`; durable, with its name.
-    pub(crate) fn create(image: &Path, uuid: LunUuid, undo: Undo, size_bytes: u64) -> io::Result<Self> {
+    /// Makes the undo file of an image that is now in the state of `epoch`; durable, with its name.
+    pub(crate) fn create(image: &Path, uuid: LunUuid, epoch: Epoch, size_bytes: u64) -> io::Result<Self> {
+        let way = Undo { id: random_bytes()?, epoch };
         let path = path_of(image);
         // A new file: whatever is left of an earlier one is not read again.
         remove(image);
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&path)?;
-        file.write_all_at(&header(uuid, undo, size_bytes), 0)?;
+        file.write_all_at(&header(uuid, way, size_bytes), 0)?;
         file.sync_all()?;
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-        Ok(Self::with(path, file, size_bytes, HEADER_BYTES as u64))
+        Ok(Self::with(path, way, file, size_bytes, HEADER_BYTES as u64))
     }
 
     /// Takes up the undo file that a label speaks of; what was being written to it in a crash is cut off.
     ///
     /// # Errors
     /// It is missing, another one, damaged, or the system's.
-    pub(crate) fn open(image: &Path, uuid: LunUuid, undo: Undo, size_bytes: u64) -> io::Result<Self> {
+    pub(crate) fn open(image: &Path, uuid: LunUuid, way: Undo, size_bytes: u64) -> io::Result<Self> {
         let path = path_of(image);
         let mut options = File::options();
         let file = options.read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
         let mut found = [0; HEADER_BYTES];
         file.read_exact_at(&mut found, 0)?;
-        if found != header(uuid, undo, size_bytes) {
+        if found != header(uuid, way, size_bytes) {
             return Err(invalid(&path, "not the undo file that the label speaks of"));
         }
-        let this = Self::with(path, file, size_bytes, 0);
+        let this = Self::with(path, way, file, size_bytes, 0);
         let end = this.scan(|block, _| {
             this.note_saved(block);
             Ok(())
@@ -139,6 +142,11 @@ impl UndoFile {
         this.file.sync_all()?;
         *this.end.lock() = end;
         Ok(this)
+    }
+
+    /// As the label has it.
+    pub(crate) fn way(&self) -> Undo {
+        self.way
     }
 
     fn is_saved(&self, block: u64) -> bool {
@@ -258,11 +266,6 @@ impl UndoFile {
         *batch = found;
         Ok((crc32c::crc32c(content) == word(&head, 24)).then_some(block))
     }
-}
-
-/// A way back to `epoch`, with an id of its own.
-pub(crate) fn way_back(epoch: Epoch) -> io::Result<Undo> {
-    Ok(Undo { id: super::generation::random_bytes()?, epoch })
 }
 
 #[cfg(test)]

@@ -34,6 +34,15 @@ fn in_sync(dir: &Path, random: &mut Random) -> Image {
     image
 }
 
+/// A mirror in the middle of a resync, and what it held before.
+fn resyncing(random: &mut Random) -> (tempfile::TempDir, Image, Vec<u8>) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let image = in_sync(dir.path(), random);
+    let before = content(&image);
+    image.set_resyncing(true, &[]).unwrap();
+    (dir, image, before)
+}
+
 fn content(image: &Image) -> Vec<u8> {
     let mut bytes = vec![0; SIZE_BYTES as usize];
     image.backing().read_at(0, &mut bytes).unwrap();
@@ -74,10 +83,7 @@ fn taken_back(from: &Path, torn: &[u8]) -> (Vec<u8>, Image) {
 #[test]
 fn every_point_of_a_resync_leads_back() {
     let mut random = Random(1);
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut image = in_sync(dir.path(), &mut random);
-    let before = content(&image);
-    image.set_resyncing(true, &[]).unwrap();
+    let (dir, mut image, before) = resyncing(&mut random);
     for step in 0..60 {
         change(&image, &mut random, true);
         if random.below(4) == 0 {
@@ -104,10 +110,7 @@ fn every_point_of_a_resync_leads_back() {
 #[test]
 fn a_discard_of_everything_leads_back() {
     let mut random = Random(6);
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let image = in_sync(dir.path(), &mut random);
-    let before = content(&image);
-    image.set_resyncing(true, &[]).unwrap();
+    let (dir, image, before) = resyncing(&mut random);
     image.before_overwrite(0, SIZE_BYTES).unwrap();
     image.backing().discard(0, SIZE_BYTES).unwrap();
     assert!(taken_back(dir.path(), &[]).0 == before);
@@ -117,10 +120,7 @@ fn a_discard_of_everything_leads_back() {
 #[test]
 fn a_change_that_is_not_announced_is_not_taken_back() {
     let mut random = Random(2);
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let image = in_sync(dir.path(), &mut random);
-    let before = content(&image);
-    image.set_resyncing(true, &[]).unwrap();
+    let (dir, image, before) = resyncing(&mut random);
     change(&image, &mut random, false);
     assert!(taken_back(dir.path(), &[]).0 != before);
 }
@@ -128,10 +128,8 @@ fn a_change_that_is_not_announced_is_not_taken_back() {
 #[test]
 fn the_label_says_where_it_was_taken_back_to() {
     let mut random = Random(3);
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let image = in_sync(dir.path(), &mut random);
+    let (dir, image, _) = resyncing(&mut random);
     let seen = Epoch::first(mirrorfs_journal::Incarnation(9));
-    image.set_resyncing(true, &[]).unwrap();
     change(&image, &mut random, true);
     image.sync_epoch(seen).unwrap();
     image.sync_epoch(seen).unwrap();
@@ -159,9 +157,7 @@ fn without_a_usable_undo_file_the_resync_goes_on_and_the_label_says_so() {
     ];
     for (what, spoil) in spoil {
         let mut random = Random(4);
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let image = in_sync(dir.path(), &mut random);
-        image.set_resyncing(true, &[]).unwrap();
+        let (dir, image, _) = resyncing(&mut random);
         for block in [30, 10] {
             image.before_overwrite(block << 16, 4096).unwrap();
         }

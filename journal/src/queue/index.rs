@@ -116,7 +116,7 @@ pub(crate) struct Index {
     path: PathBuf,
     db: Option<sled::Db>,
     failed: bool,
-    /// Entries in it, those of drained records too.
+    /// Entries in it, those of drained records too; of one that was there at the start once [`Self::holds`] has read it.
     entries: u64,
     /// There may be files.
     present: bool,
@@ -145,11 +145,7 @@ impl Index {
         match open_at(&self.path) {
             Ok(db) => {
                 self.db = Some(db);
-                self.with(|db, entries| {
-                    *entries = db.len() as u64;
-                    Ok(())
-                });
-                self.db.is_some()
+                true
             }
             Err(error) => {
                 let aside = self.path.with_extension("damaged");
@@ -187,14 +183,19 @@ impl Index {
         }
     }
 
-    /// Whether the index has exactly these records, from the first to the last, and none behind them.
+    /// Whether the index has exactly these records, from the first to the last, and none behind them. Reads all of it.
     pub(crate) fn holds(&mut self, count: usize, ends: Option<(u64, u64)>) -> bool {
+        let first = ends.map_or(0, |(first, _)| first);
         let mut same = false;
-        self.with(|db, _| {
+        self.with(|db, entries| {
             let mut found = (0, None);
-            for key in db.range(ends.map_or(0, |(first, _)| first).to_be_bytes()..).keys() {
+            *entries = 0;
+            for key in db.iter().keys() {
                 let key = key_of(&key.map_err(|error| error.to_string())?);
-                found = (found.0 + 1, Some((found.1.map_or(key, |(first, _)| first), key)));
+                *entries += 1;
+                if key >= first {
+                    found = (found.0 + 1, Some((found.1.map_or(key, |(first, _)| first), key)));
+                }
             }
             same = found == (count, ends);
             Ok(())

@@ -17,11 +17,13 @@ pub(super) fn peer_killed(stage: &mut Stage) {
     stage.pair.start_peer();
 }
 
-/// kill -9, a look at both images, a new mount.
+/// kill -9, a look at both images, a new mount, and the resync of what the stop has left in doubt.
 pub(super) fn primary_killed(stage: &mut Stage) {
     kill_primary(stage);
     stage.judge();
+    stage.link.unplug();
     remount(stage);
+    stage.judge_in_resync();
 }
 
 pub(super) fn both_killed(stage: &mut Stage) {
@@ -73,6 +75,7 @@ pub(super) fn full_queue(stage: &mut Stage) {
     wait_until("the queue to be given up", given_up);
     stage.work_during_outage();
     stage.judge();
+    stage.judge_in_resync();
 }
 
 fn is_segment(path: &Path) -> bool {
@@ -97,6 +100,7 @@ fn files(dir: &Path, out: &mut Vec<PathBuf>) {
 
 pub(super) fn damaged_segment(stage: &mut Stage) {
     damaged(stage, is_segment);
+    stage.judge_in_resync();
 }
 
 pub(super) fn damaged_index(stage: &mut Stage) {

@@ -50,7 +50,7 @@ pub(super) fn slow_link(stage: &mut Stage) {
 }
 
 pub(super) fn delayed_link(stage: &mut Stage) {
-    let delay = Duration::from_millis(50);
+    let delay = Duration::from_millis(100);
     stage.link.set(|faults| {
         faults.tcp.iter_mut().for_each(|tcp| tcp.delay = delay);
         faults.udp.iter_mut().for_each(|udp| udp.delay = delay);

@@ -4,7 +4,7 @@ use super::{Cell, Mode};
 use crate::outage::SmallDisk;
 use crate::support::judge::{Copy, copy_of, difference};
 use crate::support::namespace::Wire;
-use crate::support::{FaultyLink, Pair, Setup, e2fsck_clean, loop_mounted, wait_until};
+use crate::support::{FaultyLink, Pair, Setup, Way, e2fsck_clean, loop_mounted, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -90,7 +90,11 @@ pub(super) struct Stage {
     pub(super) confirmed: Arc<AtomicUsize>,
     /// Files known to be durable on the mirror.
     pub(super) durable: usize,
+    /// Those that were so when the mirror was last seen outside a resync.
+    settled: usize,
     judged: usize,
+    /// How often it was judged by what a promotion goes back to.
+    taken_back: usize,
 }
 
 impl Stage {
@@ -126,7 +130,9 @@ impl Stage {
             workload: None,
             confirmed: Arc::default(),
             durable: 0,
+            settled: 0,
             judged: 0,
+            taken_back: 0,
             mirror_disk,
             _queue_disk: queue_disk,
         };
@@ -179,23 +185,41 @@ impl Stage {
         self.pair.with_peer_frozen(|| copy_of(&mirror))
     }
 
-    /// Clean after journal replay, and nothing that was confirmed is missing; unless its label says that a resync is under
-    /// way, during which it promises nothing.
+    /// Clean after journal replay, and nothing that was confirmed is missing. In the middle of a resync that is asked of what a
+    /// promotion goes back to, for what was confirmed before the resync.
     #[track_caller]
     pub(super) fn judge(&mut self) {
         let copy = self.mirror_now();
-        let dir = copy.path.parent().expect("its directory");
-        let text = self.pair.command_ok(&["status", "--json", &dir.display().to_string()]);
+        let dir = copy.path.parent().expect("its directory").display().to_string();
+        let text = self.pair.command_ok(&["status", "--json", &dir]);
         let status: Value = serde_json::from_str(&text).expect("a status");
         let label = status["mount"]["luns"][0]["label"].as_str().unwrap_or_default();
         assert!(label.starts_with("mirror"), "{status:#}");
-        if label.contains("RESYNCING") || label.contains("FIRST SYNC") {
-            return;
+        if label.contains("RESYNCING") {
+            let said = self.pair.command_ok(&["promote", &dir]);
+            assert!(said.contains("taken back"), "{said}");
+            self.taken_back += 1;
+        } else {
+            assert!(label.contains("consistent") && !label.contains("FIRST SYNC"), "{label}");
+            self.settled = self.durable;
         }
         self.judged += 1;
         e2fsck_clean(&copy.path);
-        let durable = self.durable;
-        loop_mounted(&copy.path, "loop", |mnt| holds(mnt, durable));
+        let settled = self.settled;
+        loop_mounted(&copy.path, "loop", |mnt| holds(mnt, settled));
+    }
+
+    /// What the fault has left to a resync begins; over a slow link the mirror is judged in the middle of it.
+    #[track_caller]
+    pub(super) fn judge_in_resync(&mut self) {
+        self.heal();
+        self.link.set(|faults| faults.tcp[Way::ToMirror as usize].bytes_per_second = 2 << 20);
+        let undo = self.pair.mirror().with_extension("undo");
+        // More than its header: something has been overwritten.
+        wait_until("a resync that overwrites", || fs::metadata(&undo).is_ok_and(|file| file.len() > 4096));
+        self.link.set(|faults| faults.tcp[Way::ToMirror as usize].stall = true);
+        self.judge();
+        assert!(self.taken_back > 0, "it was over too soon");
     }
 
     #[track_caller]

@@ -71,12 +71,16 @@ pub(crate) struct Copy {
     pub(crate) path: PathBuf,
 }
 
-/// Copies an image, as it is at this moment.
+/// Copies an image, as it is at this moment, with its undo file if it has one.
 pub(crate) fn copy_of(image: &Path) -> Copy {
     let dir = tempfile::tempdir_in("/dev/shm").expect("a directory on the RAM disk");
     let path = dir.path().join("copy.img");
-    let copied = tool("cp").arg("--sparse=always").arg(image).arg(&path).status().expect("cp runs");
-    assert!(copied.success(), "copying {}", image.display());
+    for (from, to) in [(image, &path), (&image.with_extension("undo"), &path.with_extension("undo"))] {
+        if from == image || from.exists() {
+            let copied = tool("cp").arg("--sparse=always").arg(from).arg(to).status().expect("cp runs");
+            assert!(copied.success(), "copying {}", from.display());
+        }
+    }
     Copy { _dir: dir, path }
 }
 
