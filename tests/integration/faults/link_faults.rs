@@ -47,6 +47,9 @@ pub(super) fn slow_link(stage: &mut Stage) {
         stage.progress(3);
         stage.judge();
     }
+    // All of it over that link.
+    stage.sync();
+    stage.judge();
 }
 
 pub(super) fn delayed_link(stage: &mut Stage) {
